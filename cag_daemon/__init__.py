@@ -1,0 +1,47 @@
+"""cag-daemon: a language server that knows one document of your project by heart.
+
+Two worlds and a pipe between them; a room imports only from lower floors, the ground floor nothing of ours:
+
+    cli           ask · serve · doctor: arguments in, words out
+    front/        knows LSP, never imports torch
+      server        one short handler per method; errors become codes; status goes out
+      session       a folder's document: which text is wanted, which is cached, what is next (newest wins)
+      backend       the engine seen from here: starts, watches and restarts the worker
+      watch         changes of a file on disk, as an early warning
+      protocol      the wire contract: method names, params, results, states
+    engine/       knows torch, never LSP
+      worker          the process: messages in, messages out
+      engine          Engine: documents and their caches; read a text, answer a question
+      document_cache  which text of which document is cached, within a memory budget
+      cag             the public core: get_kv_cache, clean_up, generate (+ prefill, generate_step)
+      kv_cache        the cache layer that writes in place
+      model           load_model: a Mistral from disk
+      prompt          the one template: document prefix and question suffix, as token ids
+    messages      what travels over the pipe
+    text          a document's text: reading, normalising, version, positions
+    citations     where the words of an answer stand in the text
+    config        Settings: flags, environment, editor
+    errors        every error a user can meet
+    embedded/     the embedded Mistral: weights, tokenizer, prompt
+
+``from cag_daemon import get_kv_cache, clean_up, generate`` is the tutorial's flow; torch is not imported until then.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "clean_up", "generate", "generate_step", "get_kv_cache", "prefill"]
+
+if TYPE_CHECKING:
+    from cag_daemon.engine.cag import clean_up, generate, generate_step, get_kv_cache, prefill
+
+
+def __getattr__(name: str) -> Any:
+    """Load the public core when it is first used (PEP 562): the front must never import torch."""
+    if name in __all__:
+        from cag_daemon.engine import cag
+
+        return getattr(cag, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

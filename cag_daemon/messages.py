@@ -1,0 +1,223 @@
+"""What travels over the pipe between front and worker: small frozen dataclasses, as length-prefixed JSON.
+
+A frame is four bytes of length (big-endian) and that many bytes of JSON, ``{"type": <class name>, …fields}``.
+Every piece of work has a ``job`` number chosen by the front; what the worker says of it carries the same number.
+For each ``Load``, ``Prepare`` and ``Ask`` exactly one of ``Loaded``/``Prepared``/``Answered``, ``Failed`` or ``Halted`` comes back.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, BinaryIO
+
+HEADER = struct.Struct(">I")
+
+
+@dataclass(frozen=True)
+class Message:
+    """Anything that travels over the pipe."""
+
+
+# ── front → worker ──────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Load(Message):
+    """Load a model. The first message; there is one model in a worker's life."""
+
+    job: int
+    model: str
+    device: str
+    dtype: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Prepare(Message):
+    """Have this text of this document in a whole cache.
+
+    ``document`` is a name for the place (a URI), ``version`` for the text. ``system_prompt`` None: the model's own, or
+    the default. ``force``: keep nothing of what is cached.
+    """
+
+    job: int
+    document: str
+    version: str
+    text: str
+    system_prompt: str | None
+    max_new_tokens: int
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Ask(Message):
+    """Answer a question from the whole cache that the document has now; ``Answered`` says of which version that was."""
+
+    job: int
+    document: str
+    question: str
+    selection: str | None
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Cancel(Message):
+    """Stop that job, begun or not. It ends with ``Halted``, if it had not ended before."""
+
+    job: int
+
+
+@dataclass(frozen=True)
+class Forget(Message):
+    """Nobody will ask about that document any more: its caches leave memory."""
+
+    document: str
+
+
+@dataclass(frozen=True)
+class Limit(Message):
+    """How many bytes all document caches may take together; None: half of what was free after loading."""
+
+    memory_bytes: int | None
+
+
+# ── worker → front ──────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Loaded(Message):
+    """The model is there.
+
+    Attributes:
+        name: as the user knows it.
+        why: why this model, in half a sentence.
+        device, dtype, quantization: where and how it is held.
+        parameters, bytes: its size.
+        chunk: tokens that are read at a time.
+        context: tokens the model can see at once.
+    """
+
+    job: int
+    name: str
+    why: str
+    device: str
+    dtype: str
+    quantization: str
+    parameters: int
+    bytes: int
+    chunk: int
+    context: int
+
+
+@dataclass(frozen=True)
+class Reading(Message):
+    """So many tokens of the document are read."""
+
+    job: int
+    done: int
+    total: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Prepared(Message):
+    """The document's whole cache now holds ``version``. ``kept + computed = tokens``; ``bytes``: of its cache."""
+
+    job: int
+    version: str
+    tokens: int
+    kept: int
+    computed: int
+    max_tokens: int
+    bytes: int
+    milliseconds: int
+
+
+@dataclass(frozen=True)
+class Began(Message):
+    """The worker has turned to that question."""
+
+    job: int
+
+
+@dataclass(frozen=True)
+class FirstToken(Message):
+    """The first token of that answer is known."""
+
+    job: int
+
+
+@dataclass(frozen=True)
+class Piece(Message):
+    """The next piece of an answer's text."""
+
+    job: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Answered(Message):
+    """An answer is whole: ``text`` is all pieces joined. The counts are of tokens."""
+
+    job: int
+    version: str
+    text: str
+    finish_reason: str
+    cached: int
+    prompt: int
+    generated: int
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True)
+class Failed(Message):
+    """A job failed: the fields of an ``errors.RequestFailed``."""
+
+    job: int
+    reason: str
+    message: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Halted(Message):
+    """A job was cancelled and has ended."""
+
+    job: int
+
+
+@dataclass(frozen=True)
+class Dropped(Message):
+    """That document's cache had to leave memory to make room for another."""
+
+    document: str
+
+
+KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in Message.__subclasses__()}
+
+
+def encode(message: Message) -> bytes:
+    """The message as a frame."""
+    body = json.dumps({"type": type(message).__name__} | asdict(message)).encode("ascii")
+    return HEADER.pack(len(body)) + body
+
+
+def decode(body: bytes) -> Message:
+    """The message in a frame's body; keys that this version does not know are left out."""
+    values = json.loads(body)
+    kind = KINDS[values.pop("type")]
+    known = {each.name for each in fields(kind)}
+    return kind(**{name: value for name, value in values.items() if name in known})
+
+
+def read(stream: BinaryIO) -> Message | None:
+    """The next message of a blocking stream; None at its end, also in the middle of a frame."""
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    (length,) = HEADER.unpack(header)
+    body = stream.read(length)
+    return decode(body) if len(body) == length else None
