@@ -1,7 +1,7 @@
 """Settings: one schema for command-line flags, environment variables and the editor's section ``cag``.
 
-A value is taken from the flags, else from the environment, else from the editor, else the default. A value that is not
-accepted is a `Problem` in words, and the default is used instead: a typing error in a settings file never stops a daemon.
+A value is taken from the flags, else from the environment, else from the editor, else the default. A value that is
+not accepted is a `Problem` in words, and the default is used: a typing error in a settings file stops no daemon.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic.alias_generators import to_camel
 
 DEFAULT_SYSTEM_PROMPT = (
-    "Answer the question briefly, from the document below and nothing else. Use the document's own words where you can. "
-    "If the answer is not in the document, say: The document does not say."
+    "Answer the question briefly, from the document below and nothing else. "
+    "Use the document's own words where you can. If the answer is not in the document, say: The document does not say."
 )
 
 

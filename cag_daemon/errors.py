@@ -1,22 +1,22 @@
 """Every error a user can meet. Each says what happened, to what, and the next step.
 
-    CagError                      code    data on the wire
-    ├── InvalidParams             -32602  {parameter}
-    ├── InvalidRequest            -32600
-    ├── NotInitialized            -32002
-    ├── MethodNotFound            -32601
-    ├── CancelledByDaemon         -32802  {reason: shuttingDown | workerRestarted | settingsChanged}
-    └── RequestFailed             -32803  {reason, …}
-        ├── DocumentNotFound              documentNotFound
-        ├── DocumentEmpty                 documentEmpty
-        ├── DocumentUnreadable            documentUnreadable
-        ├── DocumentTooLong               documentTooLong  {tokens, maxTokens, line}
-        ├── QuestionTooLong               questionTooLong  {tokens, maxTokens}
-        ├── ModelNotFound                 modelNotFound
-        ├── ModelFailed                   modelFailed
-        └── OutOfMemory                   outOfMemory
+CagError                      code    data on the wire
+├── InvalidParams             -32602  {parameter}
+├── InvalidRequest            -32600
+├── NotInitialized            -32002
+├── MethodNotFound            -32601
+├── CancelledByDaemon         -32802  {reason: shuttingDown | workerRestarted | settingsChanged}
+└── RequestFailed             -32803  {reason, …}
+    ├── DocumentNotFound              documentNotFound
+    ├── DocumentEmpty                 documentEmpty
+    ├── DocumentUnreadable            documentUnreadable
+    ├── DocumentTooLong               documentTooLong  {tokens, maxTokens, line}
+    ├── QuestionTooLong               questionTooLong  {tokens, maxTokens}
+    ├── ModelNotFound                 modelNotFound
+    ├── ModelFailed                   modelFailed
+    └── OutOfMemory                   outOfMemory
 
-    Stopped is not one of them: a cancelled piece of work is an outcome, not an error.
+Stopped is not one of them: a cancelled piece of work is an outcome, not an error.
 """
 
 from __future__ import annotations

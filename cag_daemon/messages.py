@@ -2,7 +2,8 @@
 
 A frame is four bytes of length (big-endian) and that many bytes of JSON, ``{"type": <class name>, …fields}``.
 Every piece of work has a ``job`` number chosen by the front; what the worker says of it carries the same number.
-For each ``Load``, ``Prepare`` and ``Ask`` exactly one of ``Loaded``/``Prepared``/``Answered``, ``Failed`` or ``Halted`` comes back.
+For each ``Load``, ``Prepare`` and ``Ask`` exactly one of ``Loaded`` / ``Prepared`` / ``Answered``, ``Failed`` or
+``Halted`` comes back.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A document's text: reading, normalising, its version, and positions.
 
-Three ways to count meet here. *Offsets* count code points of the normalised text, what the model reads. *Positions* are
-LSP's: a line and a UTF-16 character of the original, what the editor shows; lines end at ``\\n``, ``\\r\\n`` and ``\\r``
-and nowhere else. A file's byte order mark belongs to neither, since editors hide it.
+Two ways to count meet here. *Offsets* count code points of the normalised text, what the model reads. *Positions* are
+LSP's: a line and a UTF-16 character of the original, what the editor shows; lines end at ``\\n``, ``\\r\\n`` and
+``\\r`` and nowhere else. A file's byte order mark belongs to neither, since editors hide it.
 """
 
 from __future__ import annotations
@@ -177,8 +177,10 @@ class Buffer:
             return line, min(character, len(content))
         units = content[:character].encode("utf-16-le", "surrogatepass")[: 2 * character]
         index = len(units.decode("utf-16-le", "surrogatepass"))
-        # A pair cut in two has left half of itself at the end.
-        return line, index - (index > 0 and len(units) == 2 * character and _cuts_pair(units, content[index - 1]))
+        # A pair that was cut in two has left its high half at the end.
+        if index and content[index - 1] > "\uffff" and 0xD8 <= units[-1] <= 0xDB:
+            index -= 1
+        return line, index
 
 
 def read(path: Path) -> Text:
@@ -192,7 +194,7 @@ def read(path: Path) -> Text:
     """
     try:
         # Before opening, since opening alone can already do something to a device.
-        _check_kind(path, os.stat(path))
+        _check_kind(path, path.stat())
         descriptor = os.open(path, _OPEN_FLAGS)
         try:
             _check_kind(path, os.fstat(descriptor))
@@ -215,7 +217,7 @@ def read(path: Path) -> Text:
 def stamp(path: Path) -> Stamp | None:
     """What differs when a file's content does (links are followed), for the price of a stat; None: there is no file."""
     try:
-        status = os.stat(path)
+        status = path.stat()
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -288,7 +290,3 @@ def _join_surrogates(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-
-
-def _cuts_pair(units: bytes, character: str) -> bool:
-    return character > "\uffff" and 0xD8 <= units[-1] <= 0xDB

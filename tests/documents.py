@@ -1,7 +1,9 @@
 """Natural documents of our own, with questions that the embedded model answers rightly.
 
-Every pair and every change below was verified on the embedded checkpoint (``test_start.py`` and the others rely on it).
+Every pair and every change was tried on the embedded checkpoint; what it answers wrongly is not here.
 """
+
+# ruff: noqa: E501 (one line is one paragraph)
 
 from __future__ import annotations
 
@@ -55,24 +57,37 @@ The logbook is kept in an oak chest beside the stove. Anselm writes his weather 
         ("What does the lamp burn?", "rapeseed oil"),
     ),
     (
-        Change("oak chest", "tin bucket", "Where is the logbook kept?", "oak chest", "tin bucket"),
+        Change("an oak chest", "a tin bucket", "Where is the logbook kept?", "oak chest", "tin bucket"),
         Change("called Petrel", "called Heron", "What is the supply boat called?", "Petrel", "Heron"),
-        Change("first Saturday", "last Tuesday", "When may visitors enter the tower?", "first Saturday", "last Tuesday"),
-        Change("green pencil", "silver pen", "What does Anselm write his weather notes with?", "green pencil", "silver pen"),
+        Change(
+            "first Saturday", "last Tuesday", "When may visitors enter the tower?", "first Saturday", "last Tuesday"
+        ),
+        Change(
+            "green pencil", "silver pen", "What does Anselm write his weather notes with?", "green pencil", "silver pen"
+        ),
         Change("Ostermund", "Falkenau", "Where does the nearest doctor live?", "Ostermund", "Falkenau"),
     ),
 )
 
+# Wrapped by hand, as notes are: a sentence goes over the end of a line.
 GREENHOUSE = Document(
     "greenhouse",
     """\
 # Greenhouse handbook
 
-The heating system is switched on when the temperature drops below eleven degrees. Watering starts at 05:40 and lasts for a quarter of an hour. The orchids stand on the upper shelf because they need more light. Tomato seedlings are moved outside in the second week of May.
+The heating system is switched on when the temperature drops below eleven
+degrees. Watering starts at 05:40 and lasts for a quarter of an hour. The
+orchids stand on the upper shelf because they need more light. Tomato
+seedlings are moved outside in the second week of May.
 
-The main valve is hidden behind the potting bench. Fertiliser is stored in a locked cupboard near the entrance. Compost is delivered every Thursday by the firm Lindqvist. The gardener in charge is Beatrix Amundsen.
+The main valve is hidden behind the potting bench. Fertiliser is stored in a
+locked cupboard near the entrance. Compost is delivered every Thursday by
+the firm Lindqvist. The gardener in charge is Beatrix Amundsen.
 
-Broken panes must be reported to the caretaker. The caretaker can be reached on extension 417. The roof vents open automatically when the humidity exceeds ninety percent. Ladybirds are released in June to control the aphids.
+Broken panes must be reported to the caretaker. The caretaker can be reached
+on extension 417. The roof vents open automatically when the humidity
+exceeds ninety percent. Ladybirds are released in June to control the
+aphids.
 """,
     (
         ("When does watering start?", "05:40"),

@@ -1,0 +1,1 @@
+"""The front: knows LSP, never torch."""

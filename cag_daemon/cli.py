@@ -1,0 +1,122 @@
+"""The command line: ask · serve · doctor. Arguments in, words out; the work is elsewhere.
+
+On its way to ``serve`` it takes stdout away from everybody, before it imports anything: that is the protocol's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main() -> None:
+    """The console script ``cag-daemon``."""
+    arguments = sys.argv[1:]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("--help", "-h", "--version")):
+        arguments = ["serve", *arguments]  # `cag-daemon --stdio`, as editors call a language server
+    serving = arguments[0] == "serve" and not {"--help", "-h"} & set(arguments)
+    stdout = _take_stdout() if serving else None
+    _without_workspace()
+    sys.exit(_command_line(arguments, stdout))
+
+
+def _take_stdout() -> BinaryIO:
+    """Move fd 1 away and put stderr in its place: whatever prints from now on cannot disturb the protocol."""
+    real = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return os.fdopen(real, "wb")
+
+
+def _without_workspace() -> None:
+    """Drop the working folder from the module path: the project that is edited must not choose the code that runs."""
+    here = Path.cwd().resolve()
+    if here != Path(__file__).resolve().parents[1]:
+        sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != here]
+
+
+def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
+    import click
+
+    from cag_daemon import __version__
+    from cag_daemon.config import FLAGS, Settings
+
+    def settings_flags(command: Any) -> Any:
+        """Every setting as a flag; None where it is not given."""
+        for name, info in reversed(Settings.model_fields.items()):
+            command = click.option(FLAGS[name], name, metavar="…", help=info.description)(command)
+        return command
+
+    @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+    @click.version_option(__version__, prog_name="cag-daemon")
+    def group() -> None:
+        """Knows one document of your project by heart, and answers questions about it. Offline."""
+
+    @group.command()
+    @click.argument("question")
+    @click.option("--json", "as_json", is_flag=True, help="the result of cag/ask, alone, on stdout")
+    @settings_flags
+    def ask(question: str, as_json: bool, **flags: Any) -> int:
+        """Answer QUESTION from a document: the answer as it comes, and where in the document it stands."""
+        from cag_daemon.once import ask_once
+
+        return ask_once(question, as_json, _settings(flags))
+
+    @group.command()
+    @click.option("--stdio", is_flag=True, hidden=True)
+    @click.option("--standalone", is_flag=True, help="keep everything in this process and its worker (always so, yet)")
+    @click.option("--clientProcessId", "client", hidden=True)
+    @settings_flags
+    def serve(stdio: bool, standalone: bool, client: str | None, **flags: Any) -> NoReturn:
+        """Speak LSP on stdin and stdout: what an editor starts. Also without the word `serve`."""
+        from cag_daemon.front.server import run
+
+        assert stdout is not None
+        _end(run(sys.stdin.buffer, stdout, flags))
+
+    @group.command()
+    @click.option("--json", "as_json", is_flag=True, help="the findings as JSON, alone, on stdout")
+    @settings_flags
+    def doctor(as_json: bool, **flags: Any) -> int:
+        """What is installed, which model would be used and why, and whether everything is there to work offline."""
+        from cag_daemon.doctor import examine
+
+        return examine(as_json, _settings(flags))
+
+    from cag_daemon.errors import CagError
+
+    try:
+        return group.main(arguments, prog_name="cag-daemon", standalone_mode=False) or DONE
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    except CagError as error:
+        print(f"cag-daemon: {error.message}", file=sys.stderr)
+        return FAILED
+
+
+def _settings(flags: dict[str, Any]) -> Any:
+    """The settings in force; a value that is not accepted is wrong usage here, where nobody edits a file meanwhile."""
+    import click
+
+    from cag_daemon.config import resolve
+
+    settings, problems = resolve(flags, os.environ, {})
+    if problems:
+        raise click.UsageError(" ".join(problem.message for problem in problems))
+    return settings
+
+
+def _end(code: int) -> NoReturn:
+    """End at once: the thread that reads stdin is blocked, and would be waited for."""
+    sys.stderr.flush()
+    os._exit(code)

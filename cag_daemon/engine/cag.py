@@ -1,0 +1,223 @@
+"""The public core of cache-augmented generation: read a prompt once, then ask as often as you like.
+
+    cache = get_kv_cache(model, tokenizer, prompt)
+    origin = cache.get_seq_length()
+    ids = tokenizer(question, return_tensors="pt").input_ids
+    answer = tokenizer.decode(generate(model, ids, cache)[0], skip_special_tokens=True)
+    clean_up(cache, origin)
+
+Decoding is greedy. Everything works on a plain ``DynamicCache()`` too, which copies the whole cache at every token.
+A pass through the model happens whole or not at all: stopped or failed, it leaves the cache as it was before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+
+from cag_daemon.engine.kv_cache import InPlaceCache
+from cag_daemon.errors import Stopped
+
+# Tokens read at a time, multiples of 64. On a CPU a layer of a 7B model takes about half a second for so many, and
+# larger chunks are hardly faster; a GPU needs more to be busy.
+DEFAULT_CHUNK = 512
+DEFAULT_CHUNK_CPU = 128
+
+ShouldStop = Callable[[], bool]
+
+
+def default_chunk(device: torch.device) -> int:
+    """How many tokens are best read at a time on that device."""
+    return DEFAULT_CHUNK_CPU if device.type == "cpu" else DEFAULT_CHUNK
+
+
+def get_kv_cache(model: Any, tokenizer: Any, prompt: str) -> Cache:
+    """Read a prompt into a new cache.
+
+    Raises:
+        ValueError: the prompt has no tokens.
+    """
+    input_ids = tokenizer(prompt, return_tensors="pt").input_ids
+    cache = InPlaceCache(model.config)
+    prefill(model, input_ids, cache)
+    return cache
+
+
+def clean_up(cache: Cache, origin_len: int) -> None:
+    """Crop a cache back to its first ``origin_len`` tokens.
+
+    Layer by layer, since after an interrupted pass they have different lengths.
+
+    Raises:
+        ValueError: the cache is shorter than that.
+    """
+    lengths = [int(layer.get_seq_length()) for layer in cache.layers] or [0]
+    if min(lengths) < origin_len or origin_len < 0:
+        raise ValueError(f"A cache of {min(lengths)} tokens can't be cleaned up to {origin_len}.")
+    for layer, length in zip(cache.layers, lengths, strict=False):
+        if length > origin_len:
+            layer.crop(origin_len - length)
+
+
+def generate(model: Any, input_ids: torch.Tensor, past_key_values: Cache, max_new_tokens: int = 50) -> torch.Tensor:
+    """Decode greedily after the cached tokens and ``input_ids`` [1, n].
+
+    Returns:
+        The new tokens, [1, m], m ≤ max_new_tokens; the end token is the last one if it came.
+
+    Raises:
+        ValueError: no input, or more than one sequence.
+    """
+    tokens = list(generate_step(model, input_ids, past_key_values, max_new_tokens=max_new_tokens))
+    return torch.tensor([tokens], dtype=torch.long, device=input_ids.device)
+
+
+def prefill(
+    model: Any,
+    input_ids: torch.Tensor,
+    past_key_values: Cache,
+    *,
+    chunk_size: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+    should_stop: ShouldStop | None = None,
+    between_chunks: Callable[[], object] | None = None,
+) -> None:
+    """Read ``input_ids`` [1, n] into the cache, in chunks that begin at multiples of ``chunk_size`` of the position.
+
+    So the bits of what is cached depend on the tokens alone, not on where an earlier reading ended.
+
+    Args:
+        chunk_size: tokens; None: `default_chunk`.
+        progress: called with (done, n) after every chunk.
+        should_stop: asked before every layer.
+        between_chunks: called where other work may be done; the cache is whole then.
+
+    Raises:
+        Stopped: ``should_stop`` said so; the cache ends with the last whole chunk.
+        ValueError: no input, or more than one sequence.
+    """
+    input_ids = _one_sequence(input_ids, model)
+    chunk_size = chunk_size or default_chunk(model.device)
+    origin, total = past_key_values.get_seq_length(), input_ids.shape[1]
+    _reserve(past_key_values, origin + total)
+    decoder, done = model.get_decoder(), 0
+    while done < total:
+        end = min(total, done + chunk_size - (origin + done) % chunk_size)
+        _forward(decoder, input_ids[:, done:end], past_key_values, should_stop)
+        done = end
+        if progress:
+            progress(done, total)
+        if between_chunks and done < total:
+            between_chunks()
+
+
+def generate_step(
+    model: Any,
+    input_ids: torch.Tensor,
+    past_key_values: Cache,
+    *,
+    max_new_tokens: int = 50,
+    should_stop: ShouldStop | None = None,
+    chunk_size: int | None = None,
+) -> Iterator[int]:
+    """Decode greedily after the cached tokens and ``input_ids`` [1, n], a token at a time.
+
+    Args:
+        max_new_tokens: at most so many are given.
+        should_stop: asked before every layer.
+        chunk_size: an input longer than this is passed in pieces; None: `default_chunk`.
+
+    Yields:
+        Token ids; the end token is the last one if it came.
+
+    Raises:
+        Stopped: ``should_stop`` said so; the cache ends with the last whole pass. `clean_up` is the caller's.
+        ValueError: no input, or more than one sequence.
+    """
+    input_ids = _one_sequence(input_ids, model)
+    return _steps(model, input_ids, past_key_values, max_new_tokens, should_stop, chunk_size)
+
+
+def _steps(
+    model: Any,
+    input_ids: torch.Tensor,
+    cache: Cache,
+    max_new_tokens: int,
+    should_stop: ShouldStop | None,
+    chunk_size: int | None,
+) -> Iterator[int]:
+    if max_new_tokens < 1:
+        return
+    # 1. Room for all that may come: no step allocates.
+    _reserve(cache, cache.get_seq_length() + input_ids.shape[1] + max_new_tokens)
+    # 2. The input, in pieces; only the last position's logits are ever made.
+    *pieces, last = torch.split(input_ids, chunk_size or default_chunk(model.device), dim=1)
+    for piece in pieces:
+        _forward(model.get_decoder(), piece, cache, should_stop)
+    ends = end_tokens(model)
+    # 3. A token, and the pass that it is the input of.
+    for step in range(max_new_tokens):
+        logits = _forward(model, last, cache, should_stop, logits_to_keep=1).logits
+        last = logits[:, -1:].argmax(-1)
+        token = int(last)
+        yield token
+        if token in ends or step + 1 == max_new_tokens:
+            return
+
+
+def end_tokens(model: Any) -> frozenset[int]:
+    """The ids that end an answer: of the generation config, else of the config."""
+    for config in (model.generation_config, model.config.get_text_config(decoder=True)):
+        ends = getattr(config, "eos_token_id", None)
+        if ends is not None:
+            return frozenset(ends if isinstance(ends, list | tuple) else [ends])
+    return frozenset()
+
+
+def _one_sequence(input_ids: torch.Tensor, model: Any) -> torch.Tensor:
+    if input_ids.ndim != 2 or input_ids.shape[0] != 1:
+        raise ValueError(f"input_ids must be one sequence, of shape [1, n], not {list(input_ids.shape)}.")
+    if input_ids.shape[1] == 0:
+        raise ValueError("input_ids is empty: there is nothing to read.")
+    return input_ids.to(model.device)
+
+
+def _reserve(cache: Cache, tokens: int) -> None:
+    if isinstance(cache, InPlaceCache):
+        cache.reserve(tokens)
+
+
+def _forward(module: Any, input_ids: torch.Tensor, cache: Cache, should_stop: ShouldStop | None, **kwargs: Any) -> Any:
+    with _whole_or_nothing(cache), _stoppable(module.get_decoder(), should_stop), torch.no_grad():
+        return module(input_ids=input_ids, past_key_values=cache, use_cache=True, **kwargs)
+
+
+@contextmanager
+def _whole_or_nothing(cache: Cache) -> Iterator[None]:
+    origin = cache.get_seq_length()
+    try:
+        yield
+    except BaseException:
+        clean_up(cache, origin)
+        raise
+
+
+@contextmanager
+def _stoppable(decoder: Any, should_stop: ShouldStop | None) -> Iterator[None]:
+    """Ask ``should_stop`` before every layer: on a CPU a pass may take many seconds."""
+
+    def ask(*_: Any) -> None:
+        if should_stop is not None and should_stop():
+            raise Stopped
+
+    layers = decoder.layers if should_stop is not None else ()
+    hooks = [layer.register_forward_pre_hook(ask) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

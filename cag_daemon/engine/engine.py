@@ -1,0 +1,315 @@
+"""Engine: documents and their caches; read a text, answer a question. One thread owns it."""
+
+from __future__ import annotations
+
+import re
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from cag_daemon.config import DEFAULT_SYSTEM_PROMPT
+from cag_daemon.engine.cag import ShouldStop, clean_up, end_tokens, generate_step, prefill
+from cag_daemon.engine.document_cache import DocumentCache, DocumentCaches
+from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
+from cag_daemon.engine.model import LoadedModel, out_of_memory
+from cag_daemon.engine.prompt import PromptTemplate
+from cag_daemon.errors import DocumentTooLong, ModelFailed, QuestionTooLong
+
+QUESTION_ROOM = 256  # tokens kept free for a question
+LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text is cached. ``kept + computed = tokens``; ``bytes``: of its cache."""
+
+    version: str
+    tokens: int
+    kept: int
+    computed: int
+    max_tokens: int
+    bytes: int
+    milliseconds: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, stripped, and of which version it is; the counts are of tokens, the end token not among them."""
+
+    version: str
+    text: str
+    finish_reason: str
+    cached: int
+    prompt: int
+    generated: int
+
+
+class Engine:
+    """A model and the documents it knows by heart.
+
+    Args:
+        loaded: the model.
+        on_dropped: told the name of each document whose cache had to leave memory for another's.
+    """
+
+    def __init__(self, loaded: LoadedModel, on_dropped: Callable[[str], object] | None = None) -> None:
+        self.loaded = loaded
+        self._half_of_free = _free_memory(loaded) // 2
+        self._bytes_per_token = bytes_per_token(loaded.model.config, loaded.model.dtype)
+        self._caches = DocumentCaches(self._half_of_free, on_dropped)
+        self._templates: dict[str, PromptTemplate] = {}
+
+    def prepare(
+        self,
+        document: str,
+        version: str,
+        text: str,
+        system_prompt: str | None = None,
+        max_new_tokens: int = 256,
+        force: bool = False,
+        *,
+        progress: Callable[[int, int, int], object] | None = None,
+        should_stop: ShouldStop | None = None,
+        between_chunks: Callable[[], object] | None = None,
+    ) -> Reading:
+        """Have this text of this document in a whole cache. Until it is whole, the previous one stays and answers.
+
+        Args:
+            document, version: names of the place and of the text.
+            system_prompt: None: the model's own, or the default.
+            max_new_tokens: room to leave for an answer.
+            force: keep nothing of what is cached.
+            progress: called with (tokens read, of how many, of at most how many).
+            should_stop, between_chunks: see `cag.prefill`.
+
+        Raises:
+            DocumentTooLong: it was not begun.
+            OutOfMemory, Stopped: the previous cache is as it was.
+            ModelFailed: see `PromptTemplate`.
+        """
+        began = time.monotonic()
+        # 1. The ids, if they fit.
+        template = self._template(system_prompt)
+        max_tokens = self._max_tokens(max_new_tokens)
+        ids = self._fitting_ids(template, text, max_tokens, max_new_tokens)
+        # 2. What is cached already.
+        cached = self._caches.get(document)
+        if cached is not None and not force and cached.ids == ids:
+            self._caches.put(document, DocumentCache(version, ids, cached.cache, template))
+            kept, cache = len(ids), cached.cache
+        # 3. The rest is read: for now, all of it.
+        else:
+            kept, cache = (
+                0,
+                self._read(document, ids, max_new_tokens, max_tokens, progress, should_stop, between_chunks),
+            )
+            self._caches.put(document, DocumentCache(version, ids, cache, template))
+        took = round((time.monotonic() - began) * 1000)
+        return Reading(version, len(ids), kept, len(ids) - kept, max_tokens, cache.bytes, took)
+
+    def ask(
+        self,
+        document: str,
+        question: str,
+        selection: str | None = None,
+        max_new_tokens: int = 256,
+        *,
+        on_first_token: Callable[[], object] | None = None,
+        on_piece: Callable[[str], object] | None = None,
+        should_stop: ShouldStop | None = None,
+    ) -> Answer:
+        """Answer from the whole cache that the document has now; afterwards that is as it was, whatever happens.
+
+        Args:
+            selection: text given to the model after the document.
+            max_new_tokens: upper bound; less where the model's context ends before.
+            on_first_token: called when the first token is known.
+            on_piece: called with each next piece of the answer's text; joined they are the text.
+            should_stop: asked before every layer.
+
+        Raises:
+            QuestionTooLong: it does not fit beside the document.
+            ModelFailed: there is no cache of that document (``notCached`` in its data).
+            OutOfMemory, Stopped.
+        """
+        cached = self._caches.get(document)
+        if cached is None:
+            raise ModelFailed(f"internal: {document} is not cached, read it first.", notCached=True)
+        ids, origin = cached.template.question_ids(question, selection), len(cached.ids)
+        room = self.loaded.context - origin - len(ids)
+        if room < 1:
+            raise QuestionTooLong(
+                f"The question has {len(ids)} tokens, and {max(0, room + len(ids) - 1)} fit beside the document: "
+                "ask a shorter one, or select less.",
+                tokens=len(ids),
+                maxTokens=max(0, room + len(ids) - 1),
+            )
+        model, ends = self.loaded.model, end_tokens(self.loaded.model)
+        text, generated, finish_reason = AnswerText(self.loaded.tokenizer, on_piece), 0, "length"
+        try:
+            with out_of_memory("Memory ran out while answering: close other programs, or choose a smaller model."):
+                for token in generate_step(
+                    model,
+                    torch.tensor([ids]),
+                    cached.cache,
+                    max_new_tokens=min(max_new_tokens, room),
+                    should_stop=should_stop,
+                    chunk_size=self.loaded.chunk,
+                ):
+                    if on_first_token and not generated:
+                        on_first_token()
+                    if token in ends:
+                        finish_reason = "stop"
+                        break
+                    generated += 1
+                    text.add(token)
+        finally:
+            clean_up(cached.cache, origin)
+        return Answer(cached.version, text.finish(), finish_reason, origin, len(ids), generated)
+
+    def forget(self, document: str) -> None:
+        """Drop what is cached of that document."""
+        self._caches.forget(document)
+
+    def limit(self, memory_bytes: int | None) -> None:
+        """Set how many bytes all caches may take together; None: half of what was free after loading."""
+        self._caches.budget = self._half_of_free if memory_bytes is None else memory_bytes
+        self._caches.make_room(0)
+
+    def has(self, document: str) -> bool:
+        """Whether a question about that document can be answered now."""
+        return document in self._caches
+
+    def _template(self, system_prompt: str | None) -> PromptTemplate:
+        if system_prompt is None:
+            system_prompt = str(self.loaded.spec.get("systemPrompt", DEFAULT_SYSTEM_PROMPT))
+        if system_prompt not in self._templates:
+            self._templates[system_prompt] = PromptTemplate(self.loaded.tokenizer, system_prompt)
+        return self._templates[system_prompt]
+
+    def _read(
+        self,
+        document: str,
+        ids: list[int],
+        max_new_tokens: int,
+        max_tokens: int,
+        progress: Callable[[int, int, int], object] | None,
+        should_stop: ShouldStop | None,
+        between_chunks: Callable[[], object] | None,
+    ) -> InPlaceCache:
+        capacity = len(ids) + QUESTION_ROOM + max_new_tokens
+        self._caches.make_room(capacity * self._bytes_per_token, document)
+        cache = InPlaceCache(self.loaded.model.config, capacity)
+        if progress:
+            progress(0, len(ids), max_tokens)
+        try:
+            with out_of_memory(
+                f"Memory ran out while reading the document of {len(ids)} tokens: shorten it, or close other programs."
+            ):
+                prefill(
+                    self.loaded.model,
+                    torch.tensor([ids]),
+                    cache,
+                    chunk_size=self.loaded.chunk,
+                    progress=progress and (lambda done, total: progress(done, total, max_tokens)),
+                    should_stop=should_stop,
+                    between_chunks=between_chunks,
+                )
+        except BaseException:
+            cache.layers.clear()  # the traceback keeps the cache alive, not what it took
+            raise
+        return cache
+
+    def _max_tokens(self, max_new_tokens: int) -> int:
+        """Tokens that a document may have, the template around it included."""
+        held = min(self.loaded.context, self._caches.budget // self._bytes_per_token)
+        return max(0, held - max_new_tokens - QUESTION_ROOM)
+
+    def _fitting_ids(self, template: PromptTemplate, text: str, max_tokens: int, max_new_tokens: int) -> list[int]:
+        # A text of many megabytes is not encoded to the end to learn that it is too long.
+        part = text[: 8 * max_tokens + 4096]
+        ids = template.document_ids(part)
+        while len(part) < len(text) and len(ids) <= max_tokens + 64:
+            part = text[: 4 * len(part)]
+            ids = template.document_ids(part)
+        if len(ids) <= max_tokens:
+            return ids
+        tokens = len(ids) * len(text) // len(part)
+        ends = [match.end() for match in LINE_END.finditer(part)]
+        line = bisect_right(ends, max_tokens, key=lambda end: len(template.document_ids(part[:end])))
+        raise DocumentTooLong(
+            self._too_long(tokens, len(part) < len(text), max_tokens, max_new_tokens),
+            tokens=tokens,
+            maxTokens=max_tokens,
+            line=line,
+        )
+
+    def _too_long(self, tokens: int, about: bool, max_tokens: int, max_new_tokens: int) -> str:
+        by_memory = self._caches.budget // self._bytes_per_token
+        if by_memory < self.loaded.context:
+            limit, remedy = f"memory allows {by_memory}", "raise memoryMaxGigabytes"
+        else:
+            limit, remedy = f"the model {self.loaded.name} can see {self.loaded.context}", "choose a larger model"
+        if max_tokens == 0:
+            return (
+                f"There is no room for a document: {limit} tokens, and an answer of {max_new_tokens} with its question "
+                f"takes them all; lower maxNewTokens, or {remedy}."
+            )
+        return (
+            f"The document has {'about ' if about else ''}{tokens} tokens, and at most {max_tokens} fit ({limit}, "
+            f"an answer and a question included): shorten it, or {remedy}."
+        )
+
+
+class AnswerText:
+    """The text of an answer that is still growing, in pieces that no later token can change.
+
+    Only what two successive decodings agree on is given out: a character may take several tokens.
+
+    Args:
+        on_piece: called with each piece; joined they are what `finish` returns.
+    """
+
+    def __init__(self, tokenizer: Any, on_piece: Callable[[str], object] | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._on_piece = on_piece
+        self._tokens: list[int] = []
+        self._decoded = ""
+        self._given = ""
+
+    def add(self, token: int) -> None:
+        """Take the next token."""
+        self._tokens.append(token)
+        before, self._decoded = self._decoded, self._decode()
+        self._give(_common_prefix(before, self._decoded).rstrip("\ufffd"))
+
+    def finish(self) -> str:
+        """The whole text, stripped."""
+        self._give(self._decoded)
+        return self._given
+
+    def _decode(self) -> str:
+        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def _give(self, text: str) -> None:
+        piece = text.strip()[len(self._given) :]
+        if piece and self._on_piece:
+            self._on_piece(piece)
+        self._given += piece
+
+
+def _common_prefix(one: str, other: str) -> str:
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:length]
+
+
+def _free_memory(loaded: LoadedModel) -> int:
+    if loaded.model.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(loaded.model.device)[0])
+    return int(psutil.virtual_memory().available)

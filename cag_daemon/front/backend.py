@@ -1,0 +1,240 @@
+"""The engine seen from the front: a worker process, started when needed, watched, restarted within a budget."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import signal
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from cag_daemon import messages
+from cag_daemon.config import Settings
+from cag_daemon.errors import ModelFailed, RequestFailed, Stopped, failure
+from cag_daemon.messages import Answered, Ask, Cancel, Failed, Halted, Limit, Load, Loaded, Message, Prepared
+
+logger = logging.getLogger(__name__)
+
+RESTARTS = 3
+RESTART_SECONDS = 300.0
+PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
+# sys.path[0] is ours, never the workspace's: an edited project must not choose the code that runs.
+WORKER = "import sys; sys.path[0] = sys.argv.pop(1); from cag_daemon.engine.worker import main; main()"
+
+BackendState = Literal["stopped", "loading", "ready", "failed"]
+
+
+class WorkerGone(Exception):
+    """There is no worker (any more). ``signal``: what ended it, or 0; ``reason``: as in `CancelledByDaemon`."""
+
+    def __init__(self, code: int | None, reason: str = "workerRestarted") -> None:
+        self.reason = reason
+        self.unasked = code is not None
+        self.signal = -code if code is not None and code < 0 else 0
+        how = f"was ended by {_signal_name(self.signal)}" if self.signal else f"ended with exit code {code}"
+        super().__init__(f"The model's process {how if code is not None else 'was stopped'}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
+
+
+class Backend:
+    """One worker with one model.
+
+    Args:
+        settings: what to load; the worker keeps them for life.
+        on_change: called when ``state`` has changed.
+        on_dropped: called with the name of a document whose cache had to leave memory.
+        on_gone: called when a worker ended that nobody had stopped.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        on_change: Callable[[], None],
+        on_dropped: Callable[[str], None],
+        on_gone: Callable[[WorkerGone], None],
+    ) -> None:
+        self.settings = settings
+        self.state: BackendState = "stopped"
+        self.model: Loaded | None = None
+        self.error: RequestFailed | None = None
+        self._on_change, self._on_dropped, self._on_gone = on_change, on_dropped, on_gone
+        self._process: Process | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._jobs = itertools.count(1)
+        self._open: dict[int, tuple[asyncio.Future[Message], Callable[[Message], None]]] = {}
+        self._deaths: deque[float] = deque(maxlen=RESTARTS)
+
+    async def ready(self) -> Loaded:
+        """The model, loaded now if it was not. A failure stays until `retry`."""
+        while self.model is None:
+            if self.error is not None:
+                raise self.error
+            if self._loading is None:
+                self._loading = asyncio.ensure_future(self._load())
+            # Not awaited itself: `stop` cancels it, and that is not the caller's end.
+            await asyncio.wait({self._loading})
+        return self.model
+
+    async def run(self, message: Message, on_event: Callable[[Message], None] = lambda _: None) -> Message:
+        """Have a job done (a message with ``job`` 0, which is set here) and return what came of it.
+
+        Raises:
+            RequestFailed: the worker says why.
+            Stopped: somebody called `cancel`.
+            WorkerGone: there is no worker any more.
+        """
+        job = next(self._jobs)
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._open[job] = (future, on_event)
+        try:
+            self.send(dataclasses.replace(message, job=job))  # type: ignore[call-arg]
+            result = await future
+        except asyncio.CancelledError:
+            # The worker may be in the midst of it; what it still says of this job is not listened to.
+            self.send(Cancel(job))
+            raise
+        finally:
+            self._open.pop(job, None)
+        if isinstance(result, Failed):
+            raise failure(result.reason, result.message, result.details)
+        if isinstance(result, Halted):
+            raise Stopped
+        return result
+
+    def send(self, message: Message) -> None:
+        """Send what needs no answer; silently nothing where no worker runs: it has forgotten everything anyway."""
+        if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
+            self._process.stdin.write(messages.encode(message))
+        elif isinstance(message, Ask | messages.Prepare | Load):
+            raise WorkerGone(None)
+
+    def limit_memory(self, gigabytes: float | None) -> None:
+        """How much all caches together may take, from now on."""
+        self.send(Limit(None if gigabytes is None else int(gigabytes * 1e9)))
+
+    def retry(self) -> None:
+        """Forget a failure: the next `ready` tries again."""
+        if self.error is not None:
+            self.error = None
+            self._set("stopped")
+
+    def stop(self, reason: str = "workerRestarted") -> None:
+        """End the worker now; open jobs end with a `WorkerGone` of that reason, and nobody is told otherwise."""
+        process, self._process = self._process, None
+        for task in (self._watching, self._loading):
+            if task is not None:
+                task.cancel()
+        self._watching = self._loading = None
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            # Collect it, so that no zombie stays for as long as the front lives.
+            self._collecting = asyncio.ensure_future(process.wait())
+        self._fail_open(WorkerGone(None, reason))
+        self.model = None
+        self.error = None
+        self._set("stopped")
+
+    async def _load(self) -> None:
+        self._set("loading")
+        try:
+            self._process = await self._spawn(self.settings)
+            self._watching = asyncio.ensure_future(self._watch(self._process))
+            wanted = self.settings
+            loaded = await self.run(Load(0, wanted.model, wanted.device, wanted.dtype, wanted.threads))
+            assert isinstance(loaded, Loaded)
+            self.limit_memory(wanted.memory_max_gigabytes)
+            self.model = loaded
+            self._set("ready")
+        except RequestFailed as error:
+            self._fail(error)
+        except OSError as error:
+            self._fail(ModelFailed(f"The model's process could not be started: {error.strerror}; free some resources."))
+        except WorkerGone:
+            pass  # `_watch` has counted it, and `ready` looks again.
+        finally:
+            self._loading = None
+
+    def _fail(self, error: RequestFailed) -> None:
+        self._loading = None
+        self.stop()
+        self.error = error
+        self._set("failed")
+
+    async def _spawn(self, settings: Settings) -> Process:
+        environment = os.environ | {
+            "CAG_PARENT_PID": str(os.getpid()),
+            "CAG_THREADS": str(settings.threads),
+            "OMP_NUM_THREADS": str(settings.threads),
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-c", WORKER, PACKAGE_PARENT, stdin=PIPE, stdout=PIPE, env=environment
+        )
+
+    async def _watch(self, process: Process) -> None:
+        """Hand out what the worker says; when it ends unasked, say so, and count it."""
+        assert process.stdout is not None
+        try:
+            while True:
+                header = await process.stdout.readexactly(messages.HEADER.size)
+                (length,) = messages.HEADER.unpack(header)
+                self._hand_out(messages.decode(await process.stdout.readexactly(length)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        gone = WorkerGone(await process.wait())
+        logger.warning("%s", gone)
+        self._process = None
+        self.model = None
+        now = time.monotonic()
+        self._deaths.append(now)
+        if len(self._deaths) == RESTARTS and now - self._deaths[0] < RESTART_SECONDS:
+            self.error = ModelFailed(
+                f"{gone}, the {RESTARTS}rd time within {RESTART_SECONDS / 60:.0f} minutes. "
+                "See the log, change the settings or the document, then refresh."
+            )
+            self._deaths.clear()
+        self._fail_open(gone)
+        self._set("failed" if self.error else "stopped")
+        self._on_gone(gone)
+
+    def _hand_out(self, message: Message) -> None:
+        if isinstance(message, messages.Dropped):
+            self._on_dropped(message.document)
+            return
+        future, on_event = self._open.get(getattr(message, "job", 0), (None, None))
+        if future is None or on_event is None or future.done():
+            return
+        if isinstance(message, Loaded | Prepared | Answered | Failed | Halted):
+            future.set_result(message)
+        else:
+            on_event(message)
+
+    def _fail_open(self, gone: WorkerGone) -> None:
+        for future, _ in self._open.values():
+            if not future.done():
+                future.set_exception(gone)
+
+    def _set(self, state: BackendState) -> None:
+        if state != self.state:
+            self.state = state
+            self._on_change()

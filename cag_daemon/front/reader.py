@@ -1,0 +1,201 @@
+"""What is read next: one document at a time, questions first, the newest text wins.
+
+A text is read because somebody waits for it, or because it is *due*. A reading that nobody waits for is stopped for a
+newer text of its document, or for another document that is waited for; one that is waited for is never put off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from cag_daemon import messages
+from cag_daemon.config import Settings
+from cag_daemon.errors import ModelFailed, OutOfMemory, RequestFailed, Stopped
+from cag_daemon.front.backend import Backend, WorkerGone
+from cag_daemon.front.document import Document, Held, Reading
+from cag_daemon.front.protocol import RefreshResult
+
+logger = logging.getLogger(__name__)
+
+UNASKED_SECONDS = 10.0  # `refresh: auto` reads a change at once where it is estimated to take less
+
+
+class Reader:
+    """The reading of one session's documents.
+
+    Args:
+        backend: what reads.
+        on_status: called when a status may have changed.
+        on_document: called with the params of ``cag/documentChanged``.
+    """
+
+    def __init__(
+        self, backend: Backend, on_status: Callable[[], None], on_document: Callable[[RefreshResult], None]
+    ) -> None:
+        self.documents: list[Document] = []
+        self.settings: Settings = backend.settings
+        self.running = False
+        self._backend, self._on_status, self._on_document = backend, on_status, on_document
+        self._task: asyncio.Task[None] | None = None
+        self._tokens_per_second = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being read, or loaded to read with."""
+        return self._task is not None
+
+    def is_due(self, document: Document) -> bool:
+        """Whether the newest text is to be read without a question, by the setting ``refresh``."""
+        if document.known is None or document.is_held(self.settings.system_prompt):
+            return False
+        if document.held is None:
+            return True
+        refresh, saved = self.settings.refresh, document.source == "disk"
+        return refresh != "ask" and (saved or (refresh == "auto" and self._estimate(document) < UNASKED_SECONDS))
+
+    def _estimate(self, document: Document) -> float:
+        """Seconds that reading the newest text will take, by what the last reading took."""
+        held, text = document.held, document.text
+        if held is None or text is None or not self._tokens_per_second:
+            return 0.0
+        tokens = held.tokens * len(text.normalised) / max(1, len(held.text.normalised))
+        return tokens / self._tokens_per_second
+
+    async def wait(self, document: Document) -> RefreshResult:
+        """Wait for the document's newest known text to be read; what that cost.
+
+        Raises:
+            CagError: it could not be read, or the model not be loaded.
+        """
+        if self._backend.error is not None:
+            raise self._backend.error
+        future: asyncio.Future[RefreshResult] = asyncio.get_running_loop().create_future()
+        document.waiters[future] = document.sequence
+        try:
+            self.next()
+            return await future
+        finally:
+            del document.waiters[future]
+
+    def next(self) -> None:
+        """Look whether something else is to be read than what is being read, and turn to it."""
+        if self._backend.error is not None:
+            for document in self.documents:
+                document.settle_waiters(document.sequence, self._backend.error)
+        elif self._task is not None:
+            self._preempt()
+        elif self.running and (following := self._choose()) is not None:
+            self._task = asyncio.ensure_future(self._read(following))
+            self._task.add_done_callback(self._done)
+
+    def stop(self, document: Document | None = None) -> None:
+        """Stop what is being read, or that only where it is this document."""
+        if self._task is not None and (document is None or document.reading is not None):
+            self._task.cancel()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a reading failed in an unexpected way", exc_info=error)
+        self._on_status()
+        self.next()
+
+    def _choose(self) -> Document | None:
+        candidates = [document for document in self.documents if self._wants_reading(document)]
+        asked = (document for document in candidates if document.waiters)
+        return next(asked, None) or next((document for document in candidates if document.due), None)
+
+    def _wants_reading(self, document: Document) -> bool:
+        if document.text is None or document.has_failed() is not None:
+            return False
+        return document.force or not document.is_held(self.settings.system_prompt)
+
+    def _preempt(self) -> None:
+        current = next((document for document in self.documents if document.reading is not None), None)
+        if current is None or current.reading is None or current.waited_for(current.reading.sequence):
+            return
+        following = self._choose()
+        outdated = following is current and current.reading.sequence < current.sequence
+        if outdated or (following is not None and following is not current and following.waiters):
+            self.stop(current)
+
+    async def _read(self, document: Document) -> None:
+        """Have the document's newest text read."""
+        text, sequence, force, settings = document.text, document.sequence, document.force, self.settings
+        assert text is not None
+        reading = document.reading = Reading(text, sequence)
+        document.remember(text)
+        self._on_status()
+
+        def progress(message: messages.Message) -> None:
+            if isinstance(message, messages.Reading):
+                reading.done, reading.total = message.done, message.total
+                reading.limit = message.max_tokens + settings.max_new_tokens
+                self._on_status()
+
+        try:
+            await self._backend.ready()
+            reading.since = time.monotonic()
+            prepare = messages.Prepare(
+                job=0,
+                document=document.uri,
+                version=text.version,
+                text=text.normalised,
+                system_prompt=settings.system_prompt,
+                max_new_tokens=settings.max_new_tokens,
+                force=force,
+            )
+            prepared = await self._backend.run(prepare, progress)
+            assert isinstance(prepared, messages.Prepared)
+        except Stopped:
+            pass
+        except WorkerGone as gone:
+            if gone.unasked and reading.total:
+                self._died_reading(document, reading, gone)
+        except RequestFailed as error:
+            if error is not self._backend.error:
+                document.failure = (text.version, error)
+                document.due = document.force = False
+                document.settle_waiters(sequence, error)
+        else:
+            document.deaths = ("", 0)
+            limit = prepared.max_tokens + settings.max_new_tokens
+            document.held = Held(text, sequence, settings.system_prompt, prepared.tokens, limit, prepared.bytes)
+            if sequence == document.sequence:
+                document.due = document.force = False
+            if prepared.computed and prepared.milliseconds:
+                self._tokens_per_second = prepared.computed / prepared.milliseconds * 1000
+            cost = cost_of(document, prepared.kept, prepared.computed, prepared.milliseconds)
+            self._on_document(cost)
+            document.settle_waiters(sequence, cost)
+        finally:
+            document.reading = None
+
+    def _died_reading(self, document: Document, reading: Reading, gone: WorkerGone) -> None:
+        """The first death may be chance, and the text is tried again; the second is the text's doing."""
+        version, times = document.deaths
+        times = times + 1 if version == reading.text.version else 1
+        document.deaths = (reading.text.version, times)
+        if times < 2:
+            return
+        kind, why = (OutOfMemory, "memory ran out, probably; ") if gone.signal == 9 else (ModelFailed, "")
+        error = kind(
+            f"{gone} twice while reading {document.path.name} ({reading.done:,} of {reading.total:,} tokens); "
+            f"{why}shorten the document or choose a smaller model."
+        )
+        document.failure = (reading.text.version, error)
+        document.settle_waiters(reading.sequence, error)
+
+
+def cost_of(document: Document, kept: int, computed: int, milliseconds: int) -> RefreshResult:
+    """What having the held text cost, in tokens: ``kept + computed = total``."""
+    held = document.held
+    assert held is not None
+    return {
+        "document": {"uri": document.uri, "version": held.text.version, "tokens": held.tokens},
+        "tokens": {"total": kept + computed, "kept": kept, "computed": computed},
+        "milliseconds": milliseconds,
+    }

@@ -1,0 +1,544 @@
+"""The language server: one short handler per method; errors become codes; status goes out.
+
+One `CagServer` serves one connection. It translates between LSP and `Session`, and knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import psutil
+from lsprotocol import types
+from pygls.protocol import default_converter, lsp_method
+from pygls.uris import to_fs_path
+
+from cag_daemon import __version__
+from cag_daemon.config import FLAGS, KEYS, NOT_BUILT_YET, Problem, Settings, resolve
+from cag_daemon.errors import CagError, DocumentTooLong, InvalidParams, RequestFailed
+from cag_daemon.front import protocol
+from cag_daemon.front.document import Document
+from cag_daemon.front.jsonrpc import Protocol, QuietServer, serve
+from cag_daemon.front.protocol import AskParams, AskResult, RefreshParams, RefreshResult, Status, parse
+from cag_daemon.front.session import Session
+from cag_daemon.front.status import status_of
+from cag_daemon.text import read
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 0.1  # status goes out at most so often while only numbers change
+PATIENCE_SECONDS = 1.0  # work that lasts longer shows as progress in the editor
+PARENT_SECONDS = 0.5
+
+
+class CagProtocol(Protocol):
+    """The standard methods that pygls would keep for itself, with our capabilities and our texts."""
+
+    _server: CagServer
+
+    @lsp_method(types.INITIALIZE)
+    def lsp_initialize(self, params: types.InitializeParams) -> types.InitializeResult:  # type: ignore[override]
+        """Answer at once: nothing is loaded for this."""
+        self.initialized = True
+        self.client_capabilities = params.capabilities
+        self._server.initialize(params)
+        return types.InitializeResult(capabilities=capabilities(), server_info=self.server_info)
+
+    @lsp_method(types.INITIALIZED)
+    def lsp_initialized(self, *args: Any) -> None:
+        """From now on the client may be asked things."""
+        self._server.begin()
+
+    @lsp_method(types.TEXT_DOCUMENT_DID_OPEN)
+    def lsp_text_document__did_open(self, params: types.DidOpenTextDocumentParams) -> None:
+        """A buffer."""
+        if (path := file_path(params.text_document.uri)) is not None:
+            self._server.session.opened(path, params.text_document.text)
+
+    @lsp_method(types.TEXT_DOCUMENT_DID_CHANGE)
+    def lsp_text_document__did_change(self, params: types.DidChangeTextDocumentParams) -> None:
+        """A keystroke: costs the lines that it touches."""
+        if (path := file_path(params.text_document.uri)) is None:
+            return
+        changes = [
+            (_range(change.range) if isinstance(change, types.TextDocumentContentChangePartial) else None, change.text)
+            for change in params.content_changes
+        ]
+        self._server.session.edited(path, changes)
+
+    @lsp_method(types.TEXT_DOCUMENT_DID_CLOSE)
+    def lsp_text_document__did_close(self, params: types.DidCloseTextDocumentParams) -> None:
+        """The disk counts again."""
+        if (path := file_path(params.text_document.uri)) is not None:
+            self._server.session.closed(path)
+
+    @lsp_method(types.WORKSPACE_DID_CHANGE_WORKSPACE_FOLDERS)
+    async def lsp_workspace__did_change_workspace_folders(self, params: types.DidChangeWorkspaceFoldersParams) -> None:
+        """Folders come and go."""
+        await self._server.change_folders(params.event)
+
+    @lsp_method(types.TEXT_DOCUMENT_DID_SAVE)
+    def lsp_text_document__did_save(self, params: types.DidSaveTextDocumentParams) -> None:
+        """The disk counts from now on."""
+        if (path := file_path(params.text_document.uri)) is not None:
+            self._server.session.saved(path)
+
+    @lsp_method(types.WORKSPACE_DID_CHANGE_CONFIGURATION)
+    async def lsp_workspace__did_change_configuration(self, params: types.DidChangeConfigurationParams) -> None:
+        """Settings at run time."""
+        await self._server.change_configuration(params.settings)
+
+    @lsp_method(types.TEXT_DOCUMENT_CODE_ACTION)
+    def lsp_text_document__code_action(self, params: types.CodeActionParams) -> list[types.CodeAction]:
+        """The selection as a question."""
+        return self._server.code_actions(params)
+
+    @lsp_method(protocol.ASK)
+    async def cag_ask(self, params: Any) -> AskResult:
+        """A question."""
+        return await self._server.ask(params)
+
+    @lsp_method(protocol.STATUS)
+    async def cag_status(self, params: Any) -> Status:
+        """The state at this moment."""
+        return status_of(self._server.session)
+
+    @lsp_method(protocol.REFRESH)
+    async def cag_refresh(self, params: Any) -> RefreshResult:
+        """Read the document now."""
+        return await self._server.refresh(params)
+
+    @lsp_method(protocol.UNLOAD)
+    async def cag_unload(self, params: Any) -> dict[str, Any]:
+        """Have the model leave memory."""
+        return await self._server.unload()
+
+    async def finish(self) -> None:
+        """Everything that is open gets its reply before ``shutdown`` does."""
+        await self._server.finish()
+
+    @lsp_method(types.WORKSPACE_EXECUTE_COMMAND)
+    async def lsp_workspace__execute_command(self, params: types.ExecuteCommandParams) -> Any:  # type: ignore[override]
+        """A command, for editors without a client of ours."""
+        return await self._server.execute(params.command, list(params.arguments or []))
+
+
+class CagServer(QuietServer):
+    """One connection.
+
+    Args:
+        flags: settings from the command line, by field name.
+    """
+
+    protocol: CagProtocol
+
+    def __init__(self, flags: Mapping[str, Any]) -> None:
+        super().__init__("cag-daemon", __version__, protocol_cls=CagProtocol, converter_factory=default_converter)
+        self.ended = asyncio.Event()
+        self._flags = flags
+        self._editor: dict[str, Any] = {}
+        self._show_answers = True
+        self._folders: list[Path] = []
+        self._problems_shown: set[str] = set()
+        self._asking: set[str] = set()
+        self._starting: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._status_timer: asyncio.TimerHandle | None = None
+        self._status_sent: tuple[Status | None, float] = (None, 0.0)
+        self._progress: asyncio.Task[None] | None = None
+        self._diagnosed: set[str] = set()
+        settings, self._problems = resolve(flags, os.environ, {})
+        self.session = Session(settings, self.status_changed, self._document_changed, self._notice)
+
+    # ── start and end ──
+
+    def initialize(self, params: types.InitializeParams) -> None:
+        """Take down what the client said of itself."""
+        options = params.initialization_options
+        self._editor = dict(options) if isinstance(options, dict) else {}
+        if options is not None and not isinstance(options, dict):
+            self._problems.append(Problem("", f"initializationOptions: {options!r} is not accepted (an object)."))
+        show_answers = self._editor.pop("showAnswers", True)
+        self._show_answers = show_answers if isinstance(show_answers, bool) else True
+        if not isinstance(show_answers, bool):
+            self._problems.append(
+                Problem("", f"showAnswers: {show_answers!r} is not accepted (true or false); using true.")
+            )
+        uris = [folder.uri for folder in params.workspace_folders or []]
+        if not uris and params.root_uri:
+            uris = [params.root_uri]
+        self._folders = [path for uri in uris if (path := file_path(uri)) is not None]
+        if not uris and params.root_path:
+            self._folders = [Path(params.root_path).absolute()]
+        if params.process_id is not None:
+            self._watch_parent(params.process_id)
+
+    def begin(self) -> None:
+        """Start the session; once."""
+        if self._starting is None:
+            self._starting = self._spawn(self._begin())
+
+    async def _begin(self) -> None:
+        await self._configure(self._editor)
+        await self.session.start(self._folders)
+
+    async def _started(self) -> Session:
+        """The session; a request may come before ``initialized``."""
+        self.begin()
+        assert self._starting is not None
+        await asyncio.shield(self._starting)
+        return self.session
+
+    async def finish(self) -> None:
+        """Give up whatever is open, and see it answered."""
+        own = asyncio.current_task()
+        self.session.close()
+        everything: list[Any] = list(self.protocol._request_futures.values())
+        open_ones = [each for each in everything if isinstance(each, asyncio.Task) and each is not own]
+        if open_ones:
+            await asyncio.wait(open_ones, timeout=1)
+
+    def _watch_parent(self, pid: int) -> None:
+        try:
+            parent = psutil.Process(pid)
+        except (psutil.Error, ValueError, OverflowError, TypeError):
+            return  # it was not alive then: nothing follows from its absence
+
+        async def watch() -> None:
+            while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+                await asyncio.sleep(PARENT_SECONDS)
+
+        self._spawn(watch()).add_done_callback(lambda _: self.ended.set())
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # ── settings ──
+
+    async def change_configuration(self, settings: Any) -> None:
+        """Settings, pushed as ``{cag: {…}}``, or to be fetched by those who can."""
+        pushed = settings.get("cag") if isinstance(settings, dict) else None
+        if pushed is None:
+            workspace = self.client_capabilities.workspace
+            if workspace is None or not workspace.configuration:
+                return
+            item = types.ConfigurationItem(section="cag")
+            answer = await self.workspace_configuration_async(types.ConfigurationParams(items=[item]))
+            pushed = answer[0] if answer else None
+        if isinstance(pushed, dict):
+            await self._started()
+            self._editor = self._editor | pushed
+            await self._configure(self._editor)
+
+    async def _configure(self, editor: Mapping[str, Any]) -> None:
+        settings, problems = resolve(self._flags, os.environ, editor)
+        for problem in (*self._problems, *problems):
+            if problem.message not in self._problems_shown:
+                self._problems_shown.add(problem.message)
+                self._show(problem.message, types.MessageType.Warning)
+        self._problems = []
+        for name in NOT_BUILT_YET:
+            if getattr(settings, name) != getattr(Settings(), name):
+                self._log(f"cag.{KEYS[name]} ({FLAGS[name]}) does nothing yet: no cache is written to disk.")
+        await self.session.configure(settings)
+
+    async def change_folders(self, event: types.WorkspaceFoldersChangeEvent) -> None:
+        """Folders were added to the workspace, or removed from it."""
+        session = await self._started()
+        added, removed = (
+            [path for folder in folders if (path := file_path(folder.uri)) is not None]
+            for folders in (event.added, event.removed)
+        )
+        await session.change_folders(added, removed)
+
+    # ── requests ──
+
+    async def ask(self, params: Any) -> AskResult:
+        """``cag/ask``."""
+        asked = parse(AskParams, params).checked()
+        if asked.id is None:
+            return await self._ask(asked, lambda piece: None)
+        if asked.id in self._asking:
+            raise InvalidParams(
+                f"id: {asked.id!r} is in use by a question that is not answered yet; choose another.", parameter="id"
+            )
+        self._asking.add(asked.id)
+        seq = 0
+
+        def partial(piece: str) -> None:
+            nonlocal seq
+            self.protocol.notify(protocol.PARTIAL, {"id": asked.id, "seq": seq, "text": piece})
+            seq += 1
+
+        try:
+            return await self._ask(asked, partial)
+        finally:
+            self._asking.discard(asked.id)
+
+    async def _ask(self, asked: AskParams, on_piece: Callable[[str], None]) -> AskResult:
+        session = await self._started()
+        return await session.ask(asked, self._document(session, asked.document), on_piece)
+
+    def _document(self, session: Session, uri: str | None) -> Document:
+        if uri is None:
+            return session.select(None)
+        path = file_path(uri)
+        if path is None:
+            raise InvalidParams(f"document: {uri!r} is no file's URI; send one that begins with file://.", "document")
+        return session.select(path)
+
+    async def refresh(self, params: Any) -> RefreshResult:
+        """``cag/refresh``."""
+        asked = parse(RefreshParams, params)
+        session = await self._started()
+        return await session.refresh(self._document(session, asked.document), bool(asked.force))
+
+    async def unload(self) -> dict[str, Any]:
+        """``cag/unload``."""
+        (await self._started()).unload()
+        return {}
+
+    def code_actions(self, params: types.CodeActionParams) -> list[types.CodeAction]:
+        """The selection as a question, for editors without a client of ours; never a light bulb unasked."""
+        empty = params.range.start == params.range.end
+        automatic = params.context.trigger_kind == types.CodeActionTriggerKind.Automatic
+        only = params.context.only
+        if empty or automatic or not self._show_answers or (only is not None and "" not in only):
+            return []
+        command = types.Command(
+            title="Ask the document",
+            command="cag.askSelection",
+            arguments=[params.text_document.uri, _range(params.range)],
+        )
+        return [types.CodeAction(title="Ask the document about the selection", command=command)]
+
+    # ── commands ──
+
+    async def execute(self, command: str, arguments: list[Any]) -> Any:
+        """A command of the contract; each returns what its request returns."""
+        if command == "cag.ask":
+            params = {"question": _argument(arguments, 0, "question")}
+            if len(arguments) > 1 and arguments[1] is not None:
+                params["selection"] = await self._selection(arguments[1])
+            return await self._show_answer(params)
+        if command == "cag.askSelection":
+            where = {"uri": _argument(arguments, 0, "uri"), "range": _argument(arguments, 1, "range")}
+            selection = await self._selection(where)
+            return await self._show_answer({"question": selection["text"], "document": self._known(where["uri"])})
+        if command == "cag.refresh":
+            return await self.refresh(arguments[0] if arguments else {})
+        if command == "cag.status":
+            return status_of(self.session)
+        if command == "cag.unload":
+            return await self.unload()
+        raise InvalidParams(
+            f"command: there is no {command!r}; there are {', '.join(protocol.COMMANDS)}.", parameter="command"
+        )
+
+    async def _show_answer(self, params: dict[str, Any]) -> AskResult:
+        result = await self.ask(params)
+        if self._show_answers:
+            self._show(result["answer"] or "(no answer)", types.MessageType.Info)
+        return result
+
+    def _known(self, uri: Any) -> str | None:
+        """The URI, if a document belongs to it: a selection may stand in any file."""
+        try:
+            self._document(self.session, uri)
+            return str(uri)
+        except CagError:
+            return None
+
+    async def _selection(self, where: Any) -> dict[str, Any]:
+        """The selection with its text, from the editor's buffer or the disk."""
+        session = await self._started()
+        path = file_path(where.get("uri")) if isinstance(where, dict) else None
+        if path is None:
+            raise InvalidParams("uri: the selection needs the URI of a file.", parameter="uri")
+        text = session.buffer_text(path)
+        if text is None:
+            try:
+                text = await asyncio.to_thread(read, path)
+            except RequestFailed as error:
+                raise InvalidParams(f"uri: {error.message}", parameter="uri") from None
+        parsed = parse(_Where, where)
+        selected = text.slice(parsed.range.model_dump())
+        return {"uri": parsed.uri, "range": parsed.range.model_dump(), "text": selected}
+
+    # ── what goes out ──
+
+    def status_changed(self) -> None:
+        """Send the status where it differs: at once, or a tenth of a second later where only numbers moved."""
+        if not self.protocol.listening or self._status_timer is not None:
+            return
+        before, sent = self._status_sent
+        now = status_of(self.session)
+        wait = sent + PROGRESS_SECONDS - time.monotonic()
+        if before is not None and wait > 0 and _outline(before) == _outline(now):
+            self._status_timer = asyncio.get_running_loop().call_later(wait, self._send_status)
+        else:
+            self._send_status()
+
+    def _send_status(self) -> None:
+        self._status_timer = None
+        if not self.protocol.listening:
+            return
+        now = status_of(self.session)
+        if _timeless(now) == _timeless(self._status_sent[0]):
+            return
+        self._status_sent = (now, time.monotonic())
+        self.protocol.notify(protocol.STATUS_CHANGED, now)
+        self._diagnose()
+        if now["state"] in ("loading", "reading") and self._progress is None and self._can_show_progress():
+            self._progress = self._spawn(self._show_progress())
+
+    def _document_changed(self, cost: RefreshResult) -> None:
+        self.protocol.notify(protocol.DOCUMENT_CHANGED, cost)
+
+    def _notice(self, sentence: str) -> None:
+        self._show(sentence, types.MessageType.Warning)
+
+    def _show(self, message: str, kind: types.MessageType) -> None:
+        self.window_show_message(types.ShowMessageParams(type=kind, message=message))
+
+    def _log(self, message: str) -> None:
+        self.window_log_message(types.LogMessageParams(type=types.MessageType.Info, message=message))
+
+    def _diagnose(self) -> None:
+        """A line of information where the model stops seeing a document that is too long."""
+        wanted: dict[str, types.Diagnostic] = {}
+        for document in self.session.documents.values():
+            error = document.failure[1] if document.failure is not None else None
+            if isinstance(error, DocumentTooLong) and document.error is None and "line" in error.details:
+                line = int(error.details["line"])
+                start, end = types.Position(line, 0), types.Position(line + 1, 0)
+                wanted[document.uri] = types.Diagnostic(
+                    range=types.Range(start, end),
+                    message=error.message,
+                    severity=types.DiagnosticSeverity.Information,
+                    source="cag-daemon",
+                    code="documentTooLong",
+                )
+        for uri in sorted(self._diagnosed | set(wanted)):
+            self.text_document_publish_diagnostics(
+                types.PublishDiagnosticsParams(uri=uri, diagnostics=[wanted[uri]] if uri in wanted else [])
+            )
+        self._diagnosed = set(wanted)
+
+    def _can_show_progress(self) -> bool:
+        window = self.client_capabilities.window
+        return bool(window is not None and window.work_done_progress)
+
+    async def _show_progress(self) -> None:
+        """Loading and reading as the editor's own progress, once it has lasted a second."""
+        try:
+            await asyncio.sleep(PATIENCE_SECONDS)
+            status = status_of(self.session)
+            if status["state"] not in ("loading", "reading"):
+                return
+            token = f"cag-daemon/{time.monotonic_ns()}"
+            await self.work_done_progress.create_async(token)
+            self.work_done_progress.begin(
+                token, types.WorkDoneProgressBegin(title="cag-daemon", message=status["message"], percentage=0)
+            )
+            while (status := status_of(self.session))["state"] in ("loading", "reading"):
+                self.work_done_progress.report(
+                    token, types.WorkDoneProgressReport(message=status["message"], percentage=_percentage(status))
+                )
+                await asyncio.sleep(0.25)
+            self.work_done_progress.end(token, types.WorkDoneProgressEnd(message=status["message"]))
+            self.work_done_progress.tokens.pop(token, None)
+        finally:
+            self._progress = None
+
+
+class _Where(protocol._Params):
+    """Where a selection is."""
+
+    uri: str
+    range: protocol.Range
+
+
+def capabilities() -> types.ServerCapabilities:
+    """What this server can do."""
+    return types.ServerCapabilities(
+        position_encoding=types.PositionEncodingKind.Utf16,
+        text_document_sync=types.TextDocumentSyncOptions(
+            open_close=True, change=types.TextDocumentSyncKind.Incremental, save=types.SaveOptions(include_text=False)
+        ),
+        code_action_provider=types.CodeActionOptions(resolve_provider=False),
+        execute_command_provider=types.ExecuteCommandOptions(commands=list(protocol.COMMANDS)),
+        workspace=types.WorkspaceOptions(
+            workspace_folders=types.WorkspaceFoldersServerCapabilities(supported=True, change_notifications=True)
+        ),
+        experimental={
+            "cag": {"protocolVersion": protocol.PROTOCOL_VERSION, "features": list(protocol.FEATURES)},
+        },
+    )
+
+
+def file_path(uri: Any) -> Path | None:
+    """The path of a ``file:`` URI; None for any other. ``file:///c%3A/x`` and ``file:///c:/x`` are one."""
+    if not isinstance(uri, str) or not uri.lower().startswith("file:"):
+        return None
+    path = to_fs_path(uri)
+    if not path or "\0" in path:
+        return None
+    if os.name == "nt" and path[1:2] == ":":
+        path = path[0].upper() + path[1:]
+    return Path(os.path.normpath(path))
+
+
+def _range(where: types.Range) -> dict[str, dict[str, int]]:
+    return {
+        "start": {"line": where.start.line, "character": where.start.character},
+        "end": {"line": where.end.line, "character": where.end.character},
+    }
+
+
+def _argument(arguments: list[Any], index: int, name: str) -> Any:
+    if len(arguments) <= index:
+        raise InvalidParams(f"{name}: it is missing; it is argument {index + 1} of this command.", parameter=name)
+    return arguments[index]
+
+
+def _timeless(status: Status | None) -> Any:
+    return None if status is None else {key: value for key, value in status.items() if key != "unloadsInSeconds"}
+
+
+def _outline(status: Status) -> Any:
+    """What of a status is more than progress."""
+    documents = [(each["uri"], each["state"], each.get("version"), each["source"]) for each in status["documents"]]
+    return status["state"], status["queue"], documents
+
+
+def _percentage(status: Status) -> int | None:
+    for document in status["documents"]:
+        if document["state"] == "reading" and document.get("tokens"):
+            return min(100, 100 * document.get("read", 0) // document["tokens"])
+    return None
+
+
+def run(stdin: BinaryIO, stdout: BinaryIO, flags: Mapping[str, Any]) -> int:
+    """Serve one editor on these streams until it is gone; return the exit code.
+
+    The thread that reads ``stdin`` may be blocked for ever: end the process by `os._exit`.
+    """
+
+    async def main() -> int:
+        server = CagServer(flags)
+        try:
+            return await serve(server, stdin, stdout, server.ended)
+        finally:
+            server.session.close()
+
+    # Not asyncio.run, which would wait for that thread.
+    return asyncio.new_event_loop().run_until_complete(main())

@@ -1,0 +1,443 @@
+"""A workspace: its folders' documents, the editor's buffers, the settings, the questions. It lives on one event loop.
+
+Nothing here knows LSP, and nothing here knows models: a question is a `Document` and a string, an answer is what the
+contract says. Which text is read when is the `Reader`'s; who reads is the `Backend`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cag_daemon import messages
+from cag_daemon.config import WORKER_FIELDS, Settings
+from cag_daemon.errors import CancelledByDaemon, DocumentNotFound, InvalidParams, RequestFailed
+from cag_daemon.front.backend import Backend, WorkerGone
+from cag_daemon.front.document import Document, OpenFile, file_key
+from cag_daemon.front.protocol import AskParams, AskResult, RefreshResult, ask_result
+from cag_daemon.front.reader import Reader, cost_of
+from cag_daemon.front.watch import Watcher
+from cag_daemon.text import Buffer, Text, normalise
+
+TYPING_SECONDS = 0.3  # a buffer is looked at when nobody has typed for so long
+FILE_SECONDS = 0.05  # the events of one saving come together
+
+GIVEN_UP = {
+    "shuttingDown": "The daemon is shutting down.",
+    "settingsChanged": "The settings changed before the answer was whole; ask again.",
+}
+
+
+class Session:
+    """The documents of one client, and the one backend behind them.
+
+    Args:
+        settings: in force now; see `configure`.
+        on_status: called when a status may have changed.
+        on_document: called with the params of ``cag/documentChanged``.
+        on_notice: called with a sentence that the user should see.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        on_status: Callable[[], None],
+        on_document: Callable[[RefreshResult], None],
+        on_notice: Callable[[str], None],
+    ) -> None:
+        self.settings = settings
+        self.started = False
+        self.unloaded = False
+        self.documents: dict[Path, Document] = {}
+        self.backend = Backend(settings, on_status, self._dropped, self._worker_gone)
+        self.reader = Reader(self.backend, on_status, on_document)
+        self._on_status, self._on_notice = on_status, on_notice
+        self._folders: list[Path] = []
+        self._open: dict[str, OpenFile] = {}
+        self._watcher: Watcher | None = None
+        self._requests: dict[asyncio.Task[Any], Document] = {}
+        self._given_up: dict[asyncio.Task[Any], CancelledByDaemon] = {}
+        self._questions: set[asyncio.Task[Any]] = set()
+        self._begun: set[asyncio.Task[Any]] = set()
+        self._looks: set[asyncio.Task[None]] = set()
+        self._settling: dict[Document, asyncio.TimerHandle] = {}
+        self._last_use = time.monotonic()
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    # ── folders and settings ──
+
+    async def start(self, folders: Iterable[Path]) -> None:
+        """Watch, then look for the first time, then read."""
+        self._watcher = Watcher(self._file_event, asyncio.get_running_loop())
+        self._folders = list(folders)
+        await self._arrange()
+        self.started = self.reader.running = True
+        self._on_status()
+        self.reader.next()
+
+    async def change_folders(self, added: Iterable[Path], removed: Iterable[Path]) -> None:
+        """Folders came into the workspace or left it."""
+        gone = set(removed)
+        self._folders = [folder for folder in self._folders if folder not in gone]
+        self._folders += [folder for folder in added if folder not in self._folders]
+        await self._arrange()
+
+    async def configure(self, settings: Settings) -> None:
+        """Other settings from now on: each takes effect as the contract's table says."""
+        old, self.settings = self.settings, settings
+        changed = {name for name in Settings.model_fields if getattr(old, name) != getattr(settings, name)}
+        self.backend.settings = self.reader.settings = settings
+        if changed & WORKER_FIELDS:
+            self._restart("settingsChanged", due=True)
+        for document in self.documents.values():
+            # What failed under the old settings is worth another try.
+            document.failure = None if changed else document.failure
+            document.sequence += "system_prompt" in changed
+            document.due = document.due or (bool(changed) and not self.unloaded and self.reader.is_due(document))
+        if "memory_max_gigabytes" in changed:
+            self.backend.limit_memory(settings.memory_max_gigabytes)
+        if "document" in changed and self.started:
+            await self._arrange()
+        self._watch_idleness()
+        self._on_status()
+        self.reader.next()
+
+    def close(self) -> None:
+        """Give up every request and end the worker. Nothing can be asked afterwards."""
+        self.started = self.reader.running = False
+        for task in self._requests:
+            self._give_up(task, "shuttingDown")
+        for look in self._looks:
+            look.cancel()
+        for handle in (self._idle_timer, *self._settling.values()):
+            if handle is not None:
+                handle.cancel()
+        self.reader.stop()
+        self.backend.stop("shuttingDown")
+        if self._watcher is not None:
+            self._watcher.close()
+
+    async def _arrange(self) -> None:
+        """Have a `Document` for the file of each folder, and no other; watched before it is looked at."""
+        assert self._watcher is not None
+        paths = dict.fromkeys(self._document_paths())
+        for path in self.documents.keys() - paths.keys():
+            document = self.documents[path]
+            self._watcher.unwatch(path)
+            for task, asked in self._requests.items():
+                if asked is document:
+                    self._give_up(task, "settingsChanged")
+            self.reader.stop(document)
+            self.backend.send(messages.Forget(document.uri))
+        new = [path for path in paths if path not in self.documents]
+        self.documents = {path: self.documents.get(path) or Document(path) for path in paths}
+        self.reader.documents = list(self.documents.values())
+        for path in new:
+            self._watcher.watch(path)
+            await self._look(self.documents[path])
+        self._on_status()
+
+    def _document_paths(self) -> list[Path]:
+        name = Path(self.settings.document).expanduser()
+        return [Path(os.path.normpath(folder / name)) for folder in ([Path()] if name.is_absolute() else self._folders)]
+
+    def select(self, path: Path | None) -> Document:
+        """The document of the folder that a file is in; None: the first folder's.
+
+        Raises:
+            DocumentNotFound: no folder is open, and the setting is relative.
+            InvalidParams: the file is in none of the folders.
+        """
+        if not self.documents:
+            raise DocumentNotFound(
+                f"No folder is open that {self.settings.document} could be in; open one, or set an absolute path."
+            )
+        if path is None or Path(self.settings.document).expanduser().is_absolute():
+            return next(iter(self.documents.values()))
+        if path in self.documents:
+            return self.documents[path]
+        real = Path(os.path.realpath(path))
+        inside = [
+            (len(folder.parts), document)
+            for folder, document in zip(self._folders, self._document_paths(), strict=True)
+            if path.is_relative_to(folder) or real.is_relative_to(os.path.realpath(folder))
+        ]
+        if not inside:
+            raise InvalidParams(f"document: {path} is in no folder of this workspace.", parameter="document")
+        return self.documents[max(inside)[1]]
+
+    # ── the editor's buffers, and the files' events ──
+
+    def opened(self, path: Path, text: str) -> None:
+        """A file was opened in the editor."""
+        self._open[file_key(path)] = OpenFile(Buffer(text))
+        self._settle_file(path, 0)
+
+    def edited(self, path: Path, changes: Iterable[tuple[Mapping[str, Any] | None, str]]) -> None:
+        """An open file was changed: (range, or None for all of it; new text), in order.
+
+        Raises:
+            ValueError: a range is none.
+        """
+        file = self._open.get(file_key(path))
+        if file is not None:
+            file.changes += 1
+            file.dirty = True
+            for where, text in changes:
+                file.buffer.apply(where, text)
+            self._settle_file(path, TYPING_SECONDS)
+
+    def saved(self, path: Path) -> None:
+        """An open file was written to the disk: that counts from now on."""
+        if (file := self._open.get(file_key(path))) is not None:
+            file.dirty = False
+        self._settle_file(path, 0)
+
+    def closed(self, path: Path) -> None:
+        """A file was closed in the editor, with or without its changes."""
+        self._open.pop(file_key(path), None)
+        self._settle_file(path, 0)
+
+    def buffer_text(self, path: Path) -> Text | None:
+        """The text of an open file; None: it is not open."""
+        file = self._open.get(file_key(path))
+        return None if file is None else Text.of(file.buffer.text)
+
+    def _settle_file(self, path: Path, seconds: float) -> None:
+        key = file_key(path)
+        for document in self.documents.values():
+            if document.path == path or file_key(document.path) == key:
+                self._settle(document, seconds)
+
+    def _file_event(self, path: Path) -> None:
+        document = self.documents.get(path)
+        # Not put off by the next event: some files are written to all the time.
+        if document is not None and document not in self._settling:
+            self._settle(document, FILE_SECONDS)
+
+    def _settle(self, document: Document, seconds: float) -> None:
+        if (pending := self._settling.pop(document, None)) is not None:
+            pending.cancel()
+        self._settling[document] = asyncio.get_running_loop().call_later(seconds, self._settled, document)
+
+    def _settled(self, document: Document) -> None:
+        self._settling.pop(document, None)
+        task = asyncio.ensure_future(self._look(document))
+        self._looks.add(task)
+        task.add_done_callback(self._looks.discard)
+
+    async def _look(self, document: Document) -> None:
+        """See what the document's text is; have it read where that is due."""
+        before = document.known
+        if not await document.look(self._open):
+            return
+        if document.known is not before and self.backend.error is not None:
+            self.backend.retry()
+        document.due = not self.unloaded and self.reader.is_due(document)
+        self._on_status()
+        self.reader.next()
+
+    async def _text(self, document: Document) -> Text:
+        """The document's text as it stands at this moment, or the error that says why there is none."""
+        await self._look(document)
+        if document.error is not None:
+            raise document.error
+        assert document.text is not None
+        return document.text
+
+    # ── requests ──
+
+    async def ask(self, params: AskParams, document: Document, on_piece: Callable[[str], None]) -> AskResult:
+        """Answer a question; ``on_piece`` gets its text as it comes.
+
+        Raises:
+            CagError: as the contract says.
+        """
+        arrival = time.monotonic()
+        times: dict[str, int] = {}
+
+        def on_event(message: messages.Message) -> None:
+            if isinstance(message, messages.Piece):
+                on_piece(message.text)
+            elif isinstance(message, messages.Began | messages.FirstToken):
+                times[type(message).__name__] = round((time.monotonic() - arrival) * 1000)
+                self._begun.add(task)
+                self._on_status()
+
+        async with self._request(document) as task:
+            self._questions.add(task)
+            answered = await self._answer(params, document, on_event)
+            model = self.backend.model
+            name, quantization = (model.name, model.quantization) if model is not None else ("", "none")
+            await self._look(document)
+            newest = document.known is not None and document.known.version == answered.version
+            total = round((time.monotonic() - arrival) * 1000)
+            # In a thread: looking for the words of a long answer in a long document takes its time.
+            return await asyncio.to_thread(
+                ask_result,
+                answered,
+                document.recall(answered.version),
+                document.uri,
+                {"name": name, "quantization": quantization},
+                "current" if newest else "previous",
+                {"queued": times.get("Began", total), "firstToken": times.get("FirstToken", total), "total": total},
+            )
+
+    async def _answer(
+        self, params: AskParams, document: Document, on_event: Callable[[messages.Message], None]
+    ) -> messages.Answered:
+        selection = normalise(params.selection.text).strip() if params.selection is not None else ""
+        question = messages.Ask(
+            job=0,
+            document=document.uri,
+            question=params.question,
+            selection=selection or None,
+            max_new_tokens=params.maxNewTokens or self.settings.max_new_tokens,
+        )
+        while True:
+            await self._whole(document, previous=params.whileRefreshing == "previous")
+            try:
+                answered = await self.backend.run(question, on_event)
+                assert isinstance(answered, messages.Answered)
+                return answered
+            except WorkerGone as gone:
+                words = GIVEN_UP.get(gone.reason, f"{gone} before the answer was whole; ask again.")
+                raise CancelledByDaemon(words, gone.reason) from None
+            except RequestFailed as error:
+                if not error.details.get("notCached"):
+                    raise
+                document.held = None  # it had to leave memory for another document's cache, just now
+
+    async def _whole(self, document: Document, previous: bool) -> None:
+        """Wait until a whole cache holds the text as it stands now; ``previous``: whatever one holds will do."""
+        self.unloaded = False
+        try:
+            await self._text(document)
+        except RequestFailed:
+            if previous and document.held is not None:
+                return
+            raise
+        if document.is_held(self.settings.system_prompt) or (previous and document.held is not None):
+            return
+        if (failure := document.has_failed()) is not None:
+            raise failure
+        await self.reader.wait(document)
+
+    async def refresh(self, document: Document, force: bool) -> RefreshResult:
+        """Have the text, as it stands now, read now; ``force``: keep nothing. What it cost.
+
+        Raises:
+            CagError: as the contract says.
+        """
+        async with self._request(document):
+            self.unloaded = False
+            self.backend.retry()
+            await self._text(document)
+            if document.is_held(self.settings.system_prompt) and not force:
+                assert document.held is not None
+                return cost_of(document, kept=document.held.tokens, computed=0, milliseconds=0)
+            document.failure = None
+            unasked = document.due
+            if force:
+                document.force = True
+                document.sequence += 1
+            try:
+                return await self.reader.wait(document)
+            except asyncio.CancelledError:
+                if not unasked and not document.waiters:
+                    document.force = False
+                    self.reader.stop(document)
+                raise
+
+    def unload(self) -> None:
+        """The model leaves memory now; the next question brings it back."""
+        self.unloaded = True
+        self._restart("workerRestarted", due=False)
+
+    @contextlib.asynccontextmanager
+    async def _request(self, document: Document) -> AsyncIterator[asyncio.Task[Any]]:
+        """While a request is open it is counted, and the daemon can give it up."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._requests[task] = document
+        self._last_use = time.monotonic()
+        self._on_status()
+        try:
+            yield task
+        except asyncio.CancelledError:
+            if (error := self._given_up.get(task)) is not None:
+                raise error from None
+            raise
+        finally:
+            del self._requests[task]
+            self._given_up.pop(task, None)
+            self._questions.discard(task)
+            self._begun.discard(task)
+            self._last_use = time.monotonic()
+            self._watch_idleness()
+            self._on_status()
+
+    def _give_up(self, task: asyncio.Task[Any], reason: str) -> None:
+        self._given_up[task] = CancelledByDaemon(GIVEN_UP[reason], reason)
+        task.cancel()
+
+    @property
+    def answering(self) -> bool:
+        """Whether the worker is at a question."""
+        return bool(self._begun)
+
+    @property
+    def queue(self) -> int:
+        """How many questions the worker has not turned to yet."""
+        return len(self._questions - self._begun)
+
+    # ── the worker's life ──
+
+    def _dropped(self, uri: str) -> None:
+        for document in self.documents.values():
+            if document.uri == uri:
+                document.held = None
+        self._on_status()
+
+    def _worker_gone(self, gone: WorkerGone) -> None:
+        self._on_notice(self.backend.error.message if self.backend.error else f"{gone}; it is being started again.")
+        self._forget_caches(due=True)
+
+    def _restart(self, reason: str, due: bool) -> None:
+        self.backend.stop(reason)
+        self._forget_caches(due)
+
+    def _forget_caches(self, due: bool) -> None:
+        for document in self.documents.values():
+            document.held = None
+            document.due = due and document.known is not None
+        self._on_status()
+        self.reader.next()
+
+    @property
+    def unloads_in(self) -> float | None:
+        """Seconds until the model leaves memory for want of questions; None: it does not."""
+        minutes = self.settings.idle_unload_minutes
+        if not minutes or self.backend.state != "ready" or self._requests or self.reader.busy:
+            return None
+        return max(0.0, self._last_use + minutes * 60 - time.monotonic())
+
+    def _watch_idleness(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        if self.settings.idle_unload_minutes and self.started:
+            left = self.unloads_in
+            wait = self.settings.idle_unload_minutes * 60 if left is None else left
+            self._idle_timer = asyncio.get_running_loop().call_later(max(wait, 0.05), self._unload_if_idle)
+
+    def _unload_if_idle(self) -> None:
+        left = self.unloads_in
+        if left is not None and left <= 0.01:
+            self.unload()
+        else:
+            self._watch_idleness()

@@ -1,0 +1,129 @@
+"""One question from the command line: read the document, answer, say where that stands; in this process, then gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cag_daemon import messages, text
+from cag_daemon.config import Settings
+from cag_daemon.errors import DocumentEmpty, InvalidParams
+from cag_daemon.front.protocol import ask_result
+
+if TYPE_CHECKING:
+    from cag_daemon.engine.engine import Engine
+
+QUOTE_CHARACTERS = 60
+
+
+def ask_once(question: str, as_json: bool, settings: Settings) -> int:
+    """Answer on stdout; progress and places on stderr, where that is a terminal.
+
+    Raises:
+        CagError: with the sentence for the user.
+    """
+    asked = text.normalise(question).strip()
+    if not asked:
+        raise InvalidParams("The question is blank; ask something.", parameter="question")
+    path = Path(settings.document).expanduser().absolute()
+    document = text.read(path)
+    if document.blank:
+        raise DocumentEmpty(f"{path} is empty; write something in it and save it.")
+
+    terminal = Console(stderr=True, highlight=False)
+    engine = _load(settings, terminal)
+    _read(engine, path, document, settings, terminal)
+
+    arrival = time.monotonic()
+    times: dict[str, int] = {}
+
+    def elapsed(name: str) -> None:
+        times.setdefault(name, round((time.monotonic() - arrival) * 1000))
+
+    def piece(words: str) -> None:
+        if not as_json:
+            sys.stdout.write(words)
+            sys.stdout.flush()
+
+    answer = engine.ask(
+        path.as_uri(),
+        asked,
+        None,
+        settings.max_new_tokens,
+        on_first_token=lambda: elapsed("firstToken"),
+        on_piece=piece,
+    )
+    elapsed("total")
+    result = ask_result(
+        messages.Answered(job=0, **asdict(answer)),
+        document,
+        path.as_uri(),
+        {"name": engine.loaded.name, "quantization": "none"},
+        "current",
+        {"queued": 0, "firstToken": times["total"], **times},
+    )
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        print()
+        _show_places(result["citations"], path, document, terminal)
+        if result["finishReason"] == "length":
+            terminal.print(f"Cut at {answer.generated} tokens; more with --max-new-tokens.", style="dim")
+    return 0
+
+
+def _load(settings: Settings, terminal: Console) -> Engine:
+    # Before the libraries are imported: they read these once.
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    with terminal.status(f"Loading the model ({settings.model}) …"):
+        from cag_daemon.engine.engine import Engine
+        from cag_daemon.engine.model import load_model
+
+        engine = Engine(load_model(settings.model, settings.device, settings.dtype, settings.threads))
+    if settings.memory_max_gigabytes is not None:
+        engine.limit(int(settings.memory_max_gigabytes * 1e9))
+    return engine
+
+
+def _read(engine: Engine, path: Path, document: text.Text, settings: Settings, terminal: Console) -> None:
+    columns = (TextColumn("Reading {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
+    with Progress(*columns, TimeRemainingColumn(), console=terminal, transient=True) as bar:
+        task = bar.add_task(path.name, total=None)
+
+        def progress(done: int, total: int, _limit: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        engine.prepare(
+            path.as_uri(),
+            document.version,
+            document.normalised,
+            settings.system_prompt,
+            settings.max_new_tokens,
+            progress=progress,
+        )
+
+
+def _show_places(citations: list[dict[str, Any]], path: Path, document: text.Text, terminal: Console) -> None:
+    """Under the answer, dimmed: line and words, so that a terminal makes a link of it."""
+    if not terminal.is_terminal:
+        return
+    for citation in citations:
+        place = citation["location"]["range"]
+        words = " ".join(document.slice(place).split())
+        quote = words if len(words) <= QUOTE_CHARACTERS else words[: QUOTE_CHARACTERS - 1] + "…"
+        line, character = place["start"]["line"] + 1, place["start"]["character"] + 1
+        terminal.print(f"{_short(path)}:{line}:{character}  {quote}", style="dim", markup=False)
+    if not citations:
+        terminal.print("Not found word for word in the document.", style="dim")
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
