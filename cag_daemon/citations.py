@@ -80,7 +80,7 @@ def _extend(line: str, page: str, start: int, end: int, limit: int, place: int) 
         if found < 0:
             step //= 2
         else:
-            place, end, step = found, further, 0
+            place, end, step = found, further, step * 2
     return place, end
 
 
@@ -93,7 +93,7 @@ def _limits(line: str, page: str) -> list[int]:
     known = set(threes).intersection(map("".join, zip(page, page[1:], page[2:], strict=False)))
     limits = [len(line)] * len(line)
     for at in reversed(range(len(threes))):
-        limits[at] = limits[at + 1] if threes[at] in known else at + 2
+        limits[at] = limits[at + 1] if threes[at] in known else at + 1
     return limits
 
 

@@ -34,10 +34,12 @@ REQUEST_CANCELLED = -32800
 class Protocol(LanguageServerProtocol):
     """pygls's protocol, with raw params for methods that LSP does not know, and strict about the order of things."""
 
+    # On the class: pygls looks at every attribute before ours could be set.
+    initialized = False
+    exit_code: int | None = None
+
     def __init__(self, server: LanguageServer, converter: Any) -> None:
         super().__init__(server, converter)
-        self.initialized = False
-        self.exit_code: int | None = None
         self.on_exit: Callable[[], None] = lambda: None
 
     @property
