@@ -93,7 +93,7 @@ def _limits(line: str, page: str) -> list[int]:
     known = set(threes).intersection(map("".join, zip(page, page[1:], page[2:], strict=False)))
     limits = [len(line)] * len(line)
     for at in reversed(range(len(threes))):
-        limits[at] = limits[at + 1] if threes[at] in known else at + 1
+        limits[at] = limits[at + 1] if threes[at] in known else at + 2
     return limits
 
 

@@ -108,6 +108,10 @@ cat.
         ("of Mistral 7B", ["of Mistral 7B"]),
         ("x Mistral  7B  is", ["Mistral  7B  is"]),
         ("a Mistral  \n\n 7B i", []),
+        ("吾輩は猫である。名前は", []),
+        ("吾輩は猫である。名前はま", ["吾輩は猫である。名前はま"]),
+        # White space at an end doesn't count.
+        ("neighbour's dog", []),
         # Exact means exact.
         ("PERMITS commercial use", ["commercial use"]),
         # Never within a word or a number.

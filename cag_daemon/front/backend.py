@@ -78,7 +78,7 @@ class Backend:
         self._watching: asyncio.Task[None] | None = None
         self._jobs = itertools.count(1)
         self._open: dict[int, tuple[asyncio.Future[Message], Callable[[Message], None]]] = {}
-        self._deaths: deque[float] = deque(maxlen=RESTARTS)
+        self._deaths: deque[float] = deque(maxlen=RESTARTS + 1)
 
     async def ready(self) -> Loaded:
         """The model, loaded now if it was not. A failure stays until `retry`."""
@@ -207,10 +207,10 @@ class Backend:
         self.model = None
         now = time.monotonic()
         self._deaths.append(now)
-        if len(self._deaths) == RESTARTS and now - self._deaths[0] < RESTART_SECONDS:
+        if len(self._deaths) > RESTARTS and now - self._deaths[0] < RESTART_SECONDS:
             self.error = ModelFailed(
-                f"{gone}, the {RESTARTS}rd time within {RESTART_SECONDS / 60:.0f} minutes. "
-                "See the log, change the settings or the document, then refresh."
+                f"{gone}, and so it did {RESTARTS} times before within {RESTART_SECONDS / 60:.0f} minutes. "
+                "See the log; change the settings or the document, or refresh."
             )
             self._deaths.clear()
         self._fail_open(gone)

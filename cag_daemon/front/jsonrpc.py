@@ -36,7 +36,6 @@ class Protocol(LanguageServerProtocol):
 
     # On the class: pygls looks at every attribute before ours could be set.
     initialized = False
-    exit_code: int | None = None
 
     def __init__(self, server: LanguageServer, converter: Any) -> None:
         super().__init__(server, converter)
@@ -166,7 +165,6 @@ class Protocol(LanguageServerProtocol):
         """Have every request that is open answered."""
 
     def _exit(self) -> None:
-        self.exit_code = 0 if self._shutdown else 1
         self.on_exit()
 
 
@@ -238,4 +236,4 @@ async def serve(server: QuietServer, stdin: BinaryIO, stdout: BinaryIO, until: a
     ending.cancel()
     reading.cancel()
     writer.close()
-    return server.protocol.exit_code if server.protocol.exit_code is not None else 0
+    return 0 if server.protocol._shutdown else 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -532,6 +533,10 @@ def run(stdin: BinaryIO, stdout: BinaryIO, flags: Mapping[str, Any]) -> int:
 
     The thread that reads ``stdin`` may be blocked for ever: end the process by `os._exit`.
     """
+
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # It logs whole messages, and so the document; what matters of its errors is logged here.
+    logging.getLogger("pygls").setLevel(logging.CRITICAL)
 
     async def main() -> int:
         server = CagServer(flags)

@@ -16,7 +16,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -41,7 +41,8 @@ Mode = Literal["events", "polling"]
 
 # Seconds: a burst of events is one change; a look where no events come; a look where they do, for what they miss.
 _BURST, _POLL, _HEARTBEAT = 0.05, 1.0, 5.0
-_MAX_ENTRIES = 1000
+# Linux follows 40 links.
+_MAX_LINKS = 40
 # Not those of opening and closing: our own reading must not look like a change.
 _EVENTS: list[type[FileSystemEvent]] = [
     *(FileCreatedEvent, FileModifiedEvent, FileMovedEvent, FileDeletedEvent),
@@ -63,24 +64,11 @@ class _Document:
     mode: Mode = "polling"
 
 
-@dataclass
-class _Way:
-    """The directory entries that decide what a path opens, with links followed, up to the first that is missing."""
-
-    entries: list[str] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
-
-    @property
-    def folders(self) -> frozenset[str]:
-        """Where to listen: around the file, around its folder (it can be replaced), and around each link."""
-        return frozenset(map(os.path.dirname, self.entries[-2:] + self.links))
-
-
 class Watcher:
     """Watches documents, wherever they are, or will be.
 
     Args:
-        on_change: called on the loop with the path as it was given to `watch`, once for a burst of changes: something
+        on_change: called on the loop with the path as it was given to `watch`, once for a burst of events: something
             may have happened to that document.
         loop: where it is called.
         polling: never use events.
@@ -95,37 +83,38 @@ class Watcher:
         self._lock = threading.Lock()
         self._documents: dict[Path, _Document] = {}
         self._closed = False
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         # Paths that events named; "" only wakes the thread.
         self._touched: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        # Of the thread alone.
+        # The rest is the thread's own.
+        self._handler = _Handler(self._touched)
         self._observer: BaseObserver | None = None
         self._watches: dict[str, tuple[tuple[int, int], ObservedWatch]] = {}
-        self._handler = _Handler(self._touched)
 
     def watch(self, path: Path) -> None:
-        """Report what happens to a document from now on. It need not exist, nor its folder. Twice is once."""
+        """Report what happens to a document from now on; it need not exist, nor its folder. Twice is once."""
+        document = _Document(path, stamp(path))
         with self._lock:
             if self._closed or path in self._documents:
                 return
-            self._documents[path] = _Document(path, stamp(path))
+            self._documents[path] = document
             if not self._thread.is_alive():
                 self._thread.start()
         self._touched.put("")
 
     def unwatch(self, path: Path) -> None:
-        """Report no more of it, from now on; one that is not watched is no error."""
+        """Report no more of a document; one that is not watched is no error."""
         with self._lock:
             self._documents.pop(path, None)
         self._touched.put("")
 
     def mode(self, path: Path) -> Mode:
-        """Whether changes of a watched document are seen by events, or by looking once a second."""
+        """Whether a document's changes are seen by events, or by looking once a second (at first: by looking)."""
         document = self._documents.get(path)
         return document.mode if document else "polling"
 
     def close(self) -> None:
-        """Report nothing more, and end the thread. Takes under a second, and never raises."""
+        """Report nothing more and end the thread: within a second, and without raising."""
         with self._lock:
             self._closed = True
             self._documents.clear()
@@ -134,27 +123,162 @@ class Watcher:
             self._thread.join(0.9)
 
     def _run(self) -> None:
+        documents: list[_Document] = []
         while not self._closed:
-            documents = list(self._documents.values())
-            idle = not all(document.mode == "events" for document in documents)
-            touched = self._wait(_POLL if idle else _HEARTBEAT)
-            for document in list(self._documents.values()):
-                if self._look(document, touched):
+            slow = all(document.mode == "events" for document in documents)
+            touched = self._wait(_HEARTBEAT if slow else _POLL)
+            with self._lock:
+                documents = list(self._documents.values())
+            for document in documents:
+                if self._look(document) or touched & document.entries:
                     # RuntimeError: the loop is closed, and nobody is interested any more.
                     with contextlib.suppress(RuntimeError):
                         self._loop.call_soon_threadsafe(self._report, document)
-            self._forget(set(self._watches) - {f for document in documents for f in document.folders})
-        with contextlib.suppress(Exception):
-            if self._observer:
+            for folder in self._watches.keys() - {folder for document in documents for folder in document.folders}:
+                self._unlisten(folder)
+        if self._observer:
+            with contextlib.suppress(Exception):
                 self._observer.stop()
 
     def _wait(self, seconds: float) -> set[str]:
-        """The paths that events named, after the first has come or the time is over."""
+        """The paths that events named in a burst, or none if there was no event for so long.
+
+        A folder that was created, moved or deleted is another folder now, even with the old one's inode number.
+        """
         touched = set()
         with contextlib.suppress(queue.Empty):
             touched.add(self._touched.get(timeout=seconds))
-            if not self._closed:
-                time.sleep(_BURST)
+            time.sleep(_BURST)
             while True:
                 touched.add(self._touched.get_nowait())
+        for folder in touched & self._watches.keys():
+            self._unlisten(folder)
         return touched
+
+    def _report(self, document: _Document) -> None:
+        if self._documents.get(document.path) is document:
+            self._on_change(document.path)
+
+    def _look(self, document: _Document) -> bool:
+        """Listen wherever something could happen to a document; whether it differs from the last look."""
+        if not self._polling:
+            entries: list[str] = []
+            # What appeared before we listened is found by walking again.
+            for _ in range(10):
+                before = entries
+                entries, folders = _way(document.path)
+                if entries == before:
+                    break
+                document.entries, document.folders = frozenset(map(_key, entries)), folders
+                document.mode = "events" if all([self._listen(folder) for folder in folders]) else "polling"
+        last, document.stamp = document.stamp, stamp(document.path)
+        return document.stamp != last
+
+    def _listen(self, folder: str) -> bool:
+        """Whether events come from a folder, from now on if not before."""
+        try:
+            status = os.stat(folder)  # noqa: PTH116
+            identity = status.st_dev, status.st_ino
+            if folder in self._watches:
+                if self._watches[folder][0] == identity:
+                    return True
+                self._unlisten(folder)
+            # Watchdog takes a folder that it may not read for one where nothing happens.
+            if not os.access(folder, os.R_OK) or not events_come(folder, _mounts()):
+                return False
+            if self._observer is None:
+                self._observer = _start_observer()
+            watch = self._observer.schedule(self._handler, folder, event_filter=_EVENTS)
+        except Exception:
+            # No folder, no more watches to be had, no libc for them: whatever it is, there is polling.
+            return False
+        self._watches[folder] = identity, watch
+        return True
+
+    def _unlisten(self, folder: str) -> None:
+        _, watch = self._watches.pop(folder)
+        # The folder may be gone, and the watch with it.
+        with contextlib.suppress(Exception):
+            assert self._observer
+            self._observer.unschedule(watch)
+
+
+class _Handler(FileSystemEventHandler):
+    """Passes on which paths events named."""
+
+    def __init__(self, touched: queue.SimpleQueue[str]) -> None:
+        self._touched = touched
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        for path in (event.src_path, event.dest_path):
+            if path:
+                self._touched.put(_key(os.fsdecode(path)))
+
+
+def _start_observer() -> BaseObserver:
+    from watchdog.observers import Observer
+
+    observer = Observer()
+    observer.start()
+    return observer
+
+
+def _way(path: Path) -> tuple[list[str], frozenset[str]]:
+    """The directory entries that decide what a path opens, and the folders where a change of them is seen soon.
+
+    Links are followed; the entries end with the file, or with the first that is missing. The folders are those around
+    the file, around its folder (which can be replaced as a whole) and around each link.
+    """
+    path = path.absolute()
+    here, rest = Path(path.anchor), list(path.parts[:0:-1])
+    entries: list[str] = []
+    links: list[str] = []
+    while rest and len(links) <= _MAX_LINKS:
+        name = rest.pop()
+        if name == "..":
+            here = here.parent
+            continue
+        entry = here / name
+        try:
+            target = entry.readlink()
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            entries.append(str(entry))
+            break
+        except OSError:
+            entries.append(str(entry))
+            here = entry
+            continue
+        entries.append(str(entry))
+        links.append(str(entry))
+        if target.is_absolute():
+            here, target = Path(target.anchor), target.relative_to(target.anchor)
+        rest += target.parts[::-1]
+    return entries, frozenset(os.path.dirname(entry) for entry in [*entries[-2:], *links])  # noqa: PTH120
+
+
+def events_come(folder: str, mounts: str) -> bool:
+    """Whether the kernel sees what happens in a folder, by its file system's type.
+
+    Args:
+        folder: absolute, without links.
+        mounts: what ``/proc/self/mountinfo`` says; nothing where there is none.
+    """
+    longest, kind = "", ""
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        point = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), left.split(" ")[4])
+        if len(point) >= len(longest) and (point in ("/", folder) or folder.startswith(point + "/")):
+            longest, kind = point, right.split(" ")[0]
+    return kind not in _EVENTLESS and not kind.startswith("fuse")
+
+
+def _mounts() -> str:
+    try:
+        return Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    except OSError:
+        return ""
+
+
+def _key(path: str) -> str:
+    """Elsewhere than on Linux a file's name can be spelt in several ways; too much in one is only one look more."""
+    return path if sys.platform == "linux" else unicodedata.normalize("NFC", path).casefold()
