@@ -87,7 +87,7 @@ def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
 
         return examine(as_json, _settings(flags))
 
-    from cag_daemon.errors import CagError
+    from cag_daemon.errors import CagError, InvalidParams
 
     try:
         return group.main(arguments, prog_name="cag-daemon", standalone_mode=False) or DONE
@@ -101,7 +101,7 @@ def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
         return INTERRUPTED
     except CagError as error:
         print(f"cag-daemon: {error.message}", file=sys.stderr)
-        return FAILED
+        return WRONG_USAGE if isinstance(error, InvalidParams) else FAILED
 
 
 def _settings(flags: dict[str, Any]) -> Any:
@@ -112,7 +112,7 @@ def _settings(flags: dict[str, Any]) -> Any:
 
     settings, problems = resolve(flags, os.environ, {})
     if problems:
-        raise click.UsageError(" ".join(problem.message for problem in problems))
+        raise click.UsageError("; ".join(problem.message for problem in problems) + ".")
     return settings
 
 

@@ -73,10 +73,13 @@ NOT_BUILT_YET = ("cache_directory", "cache_max_gigabytes")
 
 @dataclass(frozen=True)
 class Problem:
-    """A value that was not accepted: where it stood, and the sentence for the user."""
+    """A value that was not accepted: what stood where and what is accepted, in words; and what is used instead."""
 
-    key: str
     message: str
+    instead: str
+
+    def __str__(self) -> str:
+        return f"{self.message}; using {self.instead}."
 
 
 def resolve(
@@ -115,9 +118,7 @@ def resolve(
 def _problem(name: str, label: str, value: Any, accepted: str) -> Problem:
     shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "…"
     default = getattr(Settings(), name)
-    return Problem(
-        name, f"{label}: {shown} is not accepted ({accepted}); using {'the default' if default is None else default}."
-    )
+    return Problem(f"{label}: {shown} is not accepted ({accepted})", "the default" if default is None else str(default))
 
 
 def _accepted(name: str, error: ValidationError) -> str:

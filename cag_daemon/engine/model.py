@@ -85,7 +85,7 @@ def resolve_model(model: str) -> ModelFolder:
     """
     if model in ("auto", "embedded"):
         path = Path(str(resources.files("cag_daemon") / "embedded"))
-        why = "as set" if model == "embedded" else "the one that comes along: choosing among others is not built yet"
+        why = "as set" if model == "embedded" else "a small stand-in that ships with cag-daemon; name a real Mistral in the setting model"
         return ModelFolder(path, _spec(path).get("name", "embedded"), why)
     path = Path(model).expanduser()
     if path.is_dir():

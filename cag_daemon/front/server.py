@@ -163,13 +163,11 @@ class CagServer(QuietServer):
         options = params.initialization_options
         self._editor = dict(options) if isinstance(options, dict) else {}
         if options is not None and not isinstance(options, dict):
-            self._problems.append(Problem("", f"initializationOptions: {options!r} is not accepted (an object)."))
+            self._problems.append(Problem(f"initializationOptions: {options!r} is not accepted (an object)", "none"))
         show_answers = self._editor.pop("showAnswers", True)
         self._show_answers = show_answers if isinstance(show_answers, bool) else True
         if not isinstance(show_answers, bool):
-            self._problems.append(
-                Problem("", f"showAnswers: {show_answers!r} is not accepted (true or false); using true.")
-            )
+            self._problems.append(Problem(f"showAnswers: {show_answers!r} is not accepted (true or false)", "true"))
         uris = [folder.uri for folder in params.workspace_folders or []]
         if not uris and params.root_uri:
             uris = [params.root_uri]
@@ -242,9 +240,9 @@ class CagServer(QuietServer):
     async def _configure(self, editor: Mapping[str, Any]) -> None:
         settings, problems = resolve(self._flags, os.environ, editor)
         for problem in (*self._problems, *problems):
-            if problem.message not in self._problems_shown:
-                self._problems_shown.add(problem.message)
-                self._show(problem.message, types.MessageType.Warning)
+            if str(problem) not in self._problems_shown:
+                self._problems_shown.add(str(problem))
+                self._show(str(problem), types.MessageType.Warning)
         self._problems = []
         for name in NOT_BUILT_YET:
             if getattr(settings, name) != getattr(Settings(), name):

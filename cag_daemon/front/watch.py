@@ -151,7 +151,7 @@ class Watcher:
             time.sleep(_BURST)
             while True:
                 touched.add(self._touched.get_nowait())
-        for folder in touched & self._watches.keys():
+        for folder in [folder for folder in self._watches if _key(folder) in touched]:
             self._unlisten(folder)
         return touched
 
@@ -170,7 +170,7 @@ class Watcher:
                 if entries == before:
                     break
                 document.entries, document.folders = frozenset(map(_key, entries)), folders
-                document.mode = "events" if all([self._listen(folder) for folder in folders]) else "polling"
+                document.mode = "events" if all(map(self._listen, folders)) else "polling"
         last, document.stamp = document.stamp, stamp(document.path)
         return document.stamp != last
 

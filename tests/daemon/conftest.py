@@ -15,7 +15,6 @@ from tests.client import Client
 from tests.daemon.slow import make_slow_model
 from tests.documents import LIGHTHOUSE
 
-
 # For the slow model: read in no time; in some seconds; in much longer than a test has patience for.
 SHORT = "The cat sleeps in a copper kettle.\n"
 MEDIUM = LIGHTHOUSE.text
@@ -113,7 +112,9 @@ def calm(session_daemon: Daemons) -> Client:
 @pytest.fixture(scope="session")
 def bare(session_daemon: Daemons) -> Client:
     """A daemon with a folder and no document: nothing is loaded, and all manners can be tested at once."""
-    return session_daemon(None)
+    client = session_daemon(None)
+    client.wait_status("noDocument")
+    return client
 
 
 @pytest.fixture(scope="session")

@@ -409,7 +409,7 @@ def test_an_initialize_that_does_not_fit_gets_an_error_and_may_be_tried_again(da
     client = daemon(None, initialize=False)
     assert client.request("initialize", {"processId": "x", "capabilities": 5}).error()["code"] == -32602
     client.initialize([client.folder])
-    lives(client)
+    assert client.wait_status("noDocument")
 
 
 def test_two_requests_with_one_id_get_two_replies(calm: Client) -> None:

@@ -121,7 +121,7 @@ def test_a_relative_document_without_a_folder_is_not_found(daemon: Daemons) -> N
     client = daemon(folders=[])
     error = client.ask(QUESTION).error()
     assert (error["code"], error["data"]["reason"]) == (REQUEST_FAILED, "documentNotFound")
-    assert client.status()["state"] == "noDocument"
+    assert client.wait_status("noDocument")
     assert client.request("cag/refresh").error()["data"]["reason"] == "documentNotFound"
 
 

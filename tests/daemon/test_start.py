@@ -82,7 +82,7 @@ def test_requests_before_initialize_are_refused_and_notifications_ignored(daemon
     ):
         assert client.request(method, {}).error()["code"] == NOT_INITIALIZED, method
     client.initialize([client.folder])
-    assert client.status()["state"] == "noDocument"
+    assert client.wait_status("noDocument")
 
 
 def test_after_shutdown_there_is_only_exit(daemon: Daemons) -> None:
@@ -99,7 +99,7 @@ def test_after_shutdown_there_is_only_exit(daemon: Daemons) -> None:
 def test_every_way_to_start_speaks_lsp_on_stdio(daemon: Daemons, arguments: tuple[str, ...]) -> None:
     client = daemon(None, arguments=arguments)
     assert client.initialized["capabilities"]["experimental"]["cag"]["protocolVersion"] == 1
-    assert client.status()["state"] == "noDocument"
+    assert client.wait_status("noDocument")
 
 
 def test_params_may_be_absent_null_or_empty_where_nothing_is_required(bare: Client) -> None:
@@ -146,7 +146,7 @@ def test_a_client_that_says_the_least_is_served(daemon: Daemons) -> None:
     client.initialized = result
     client.notify("initialized")
     client.notify("initialized", None)
-    assert client.status()["state"] == "noDocument"
+    assert client.wait_status("noDocument")
 
 
 def test_the_folder_of_an_old_client_is_its_root_uri(daemon: Daemons) -> None:

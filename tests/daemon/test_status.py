@@ -1,0 +1,199 @@
+"""``cag/status`` and ``cag/statusChanged``; progress, the log, and workers that are killed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.client import (
+    CANCELLED_BY_DAEMON,
+    REQUEST_FAILED,
+    Client,
+    version_of,
+)
+from tests.daemon.conftest import LONG, SHORT, Daemons, at_rest
+from tests.documents import LIGHTHOUSE
+
+QUESTION, EXPECTED = "Where is the logbook kept?", "oak chest"
+
+
+def test_the_status_of_a_daemon_that_is_ready(calm: Client) -> None:
+    calm.answer(QUESTION)
+    status = calm.wait_status("ready")
+    assert status["message"].strip()
+    assert status["queue"] == 0
+    model = status["model"]
+    assert model["quantization"] == "none"
+    assert model["dtype"] == "float32"  # the embedded model's, whatever others get
+    assert 4_000_000 < model["parameters"] < 6_000_000
+    assert model["bytes"] >= 4 * model["parameters"]
+    assert model["chunk"] > 0
+    (document,) = status["documents"]
+    assert document["uri"] == calm.document.as_uri()
+    assert document["state"] == "ready"
+    assert document["source"] == "disk"
+    assert document["version"] == version_of(LIGHTHOUSE.text)
+    assert document["maxTokens"] == 4096 - 256 - 256
+    assert 0 < document["tokens"] < document["maxTokens"]
+    assert document["bytes"] > 0
+
+
+def test_the_status_says_which_model_and_why(calm: Client) -> None:
+    assert "embedded" in json.dumps(calm.wait_status("ready")).lower()
+
+
+def test_what_was_told_last_is_what_the_status_says(calm: Client) -> None:
+    calm.answer(QUESTION)
+    status = calm.wait_status("ready")
+    told = calm.messages("cag/statusChanged")[-1]["params"]
+    status.pop("unloadsInSeconds", None)
+    told.pop("unloadsInSeconds", None)
+    assert told == status
+
+
+def test_a_status_is_told_only_when_it_has_changed(calm: Client) -> None:
+    told = [each["params"] for each in calm.messages("cag/statusChanged")]
+    assert all(first != second for first, second in zip(told, told[1:], strict=False))
+    since = calm.mark()
+    for _ in range(20):
+        calm.status()
+    assert len(calm.messages("cag/statusChanged", since=since)) <= 1
+
+
+def test_the_beginning_is_told_step_by_step(calm: Client) -> None:
+    told = [each["params"]["state"] for each in calm.messages("cag/statusChanged")]
+    first = {state: told.index(state) for state in ("loading", "ready") if state in told}
+    assert list(first) == ["loading", "ready"], told
+    assert first["loading"] < first["ready"]
+    changed = calm.messages("cag/documentChanged")[0]["params"]  # also after the first reading
+    assert changed["document"]["version"] == version_of(LIGHTHOUSE.text)
+    assert changed["tokens"]["kept"] == 0
+    assert changed["tokens"]["computed"] == changed["tokens"]["total"] > 0
+
+
+def test_answering_is_told(calm: Client) -> None:
+    since = calm.mark()
+    calm.answer(QUESTION)
+    calm.wait_status("ready")
+    told = [each["params"]["state"] for each in calm.messages("cag/statusChanged", since=since)]
+    assert "answering" in told
+
+
+def test_the_queue_counts_those_who_wait(slow: Client) -> None:
+    first = slow.ask("What?", id="head", maxNewTokens=4096)
+    slow.wait_notification("cag/partial", lambda params: params["id"] == "head")
+    others = [slow.ask("Who?", maxNewTokens=1) for _ in range(3)]
+    assert slow.wait_status(lambda status: status["queue"] >= 3)["state"] == "answering"
+    first.cancel()
+    for each in others:
+        each.result()
+    assert slow.wait_status("ready")["queue"] == 0
+
+
+def progress(client: Client) -> dict[object, list[dict]]:
+    """The values of ``$/progress`` by token; and that each token was created before it was used."""
+    values: dict[object, list[dict]] = {}
+    for message in client.messages():
+        if message.get("method") == "window/workDoneProgress/create":
+            assert message["params"]["token"] not in values
+            values[message["params"]["token"]] = []
+        elif message.get("method") == "$/progress":
+            values[message["params"]["token"]].append(message["params"]["value"])
+    return values
+
+
+def check_progress(client: Client, *, open_ones: bool = False) -> list[list[dict]]:
+    shown = [values for values in progress(client).values() if values]
+    for values in shown:
+        kinds = [each["kind"] for each in values]
+        assert kinds[0] == "begin"
+        assert values[0]["title"].strip()
+        assert set(kinds[1:-1]) <= {"report"}
+        assert kinds[-1] == "end" or open_ones
+        percentages = [each["percentage"] for each in values if "percentage" in each]
+        assert percentages == sorted(percentages)
+        assert all(0 <= each <= 100 for each in percentages)
+    return shown
+
+
+def test_long_work_is_shown_as_progress_and_ends(slow: Client) -> None:
+    slow.document.write_text(LIGHTHOUSE.text, encoding="utf-8")
+    before = len(check_progress(slow, open_ones=True))
+    result = slow.request("cag/refresh").result()
+    assert result["milliseconds"] > 1000, "the test is void: this machine reads the text in no time"
+    assert slow.wait_status("ready")
+    slow.wait_until(lambda: len(progress(slow)) > before, 20, "the progress")
+    slow.wait_until(lambda: list(progress(slow).values())[-1][-1]["kind"] == "end", 20, "the end of the progress")
+    assert len(check_progress(slow)) > before
+
+
+def test_work_of_less_than_a_second_is_not_shown(calm: Client) -> None:
+    calm.wait_status("ready")
+    check_progress(calm)
+    before = len(progress(calm))
+    result = calm.request("cag/refresh", {"force": True}).result()
+    calm.answer(QUESTION)
+    if result["milliseconds"] < 900:
+        assert len(progress(calm)) == before
+
+
+def test_a_client_without_progress_gets_none_and_a_killed_worker_comes_back(daemon: Daemons) -> None:
+    client = daemon(capabilities={})
+    assert EXPECTED in client.answer(QUESTION, whileRefreshing="previous")  # the first reading has no previous one
+    assert progress(client) == {}
+
+    for _ in range(2):
+        client.wait_status("ready")
+        worker, since = client.worker(), client.mark()
+        worker.kill()
+        client.wait_for(
+            lambda message: message.get("method") in ("window/logMessage", "window/showMessage", "cag/statusChanged"),
+            since=since,
+            what="a word about the worker's end",
+        )
+        result = client.ask(QUESTION).result()
+        assert EXPECTED in result["answer"]
+        assert client.worker().pid != worker.pid
+
+    client.process.kill()  # the worker ends with the front
+    client.wait_end()
+    assert client.worker_pids() == []
+
+
+def test_a_worker_killed_while_answering_costs_that_answer_only(slow: Client) -> None:
+    pending = slow.ask("What?", id="killed", maxNewTokens=4096)
+    slow.wait_notification("cag/partial", lambda params: params["id"] == "killed")
+    worker = slow.worker()
+    worker.kill()
+    error = pending.error()
+    assert error["code"] in (CANCELLED_BY_DAEMON, REQUEST_FAILED)
+    assert error["data"]["reason"] in ("workerRestarted", "outOfMemory", "modelFailed")
+    slow.document.write_text("The dog sleeps in a basket.\n", encoding="utf-8")
+    assert slow.ask("What?", maxNewTokens=3).result()["tokens"]["generated"] == 3
+    assert slow.worker().pid != worker.pid
+
+
+def test_a_worker_killed_while_reading_does_not_read_that_text_again_by_itself(slow: Client) -> None:
+    slow.document.write_text(LONG, encoding="utf-8")
+    pending = slow.ask("What?")
+    slow.wait_status(lambda status: status["state"] == "reading" and status["documents"][0].get("read", 0) > 0)
+    worker = slow.worker()
+    worker.kill()
+    error = pending.error()
+    assert error["code"] in (CANCELLED_BY_DAEMON, REQUEST_FAILED)
+    failed = slow.wait_status(lambda status: status["documents"][0]["state"] == "failed")
+    assert failed["documents"][0]["message"].strip()
+    again = slow.ask("What?").error()  # it would only be killed again
+    assert again["code"] == REQUEST_FAILED
+    slow.document.write_text(SHORT, encoding="utf-8")
+    assert slow.ask("What?", maxNewTokens=3).result()["tokens"]["generated"] == 3
+    assert slow.worker().pid != worker.pid
+    assert at_rest(slow.worker())
+
+
+@pytest.mark.parametrize("method", ["cag/status", "cag/refresh"])
+def test_a_status_and_a_refresh_need_no_model_to_be_answered(bare: Client, method: str) -> None:
+    reply = bare.request(method).reply(20)
+    assert ("result" in reply) == (method == "cag/status")
+    assert bare.worker_pids() == []
