@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -54,7 +55,7 @@ def test_what_was_told_last_is_what_the_status_says(calm: Client) -> None:
 
 def test_a_status_is_told_only_when_it_has_changed(calm: Client) -> None:
     told = [each["params"] for each in calm.messages("cag/statusChanged")]
-    assert all(first != second for first, second in zip(told, told[1:], strict=False))
+    assert all(first != second for first, second in itertools.pairwise(told))
     since = calm.mark()
     for _ in range(20):
         calm.status()

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -35,14 +36,15 @@ class Watched:
         await self.until(lambda: self.count > before)
         await self.rest()
 
-    async def rest(self) -> None:
+    async def rest(self, seconds=0.8) -> None:
         count, since = self.count, time.monotonic()
-        while time.monotonic() < since + 0.8:
+        while time.monotonic() < since + seconds:
             await asyncio.sleep(0.05)
             if self.count != count:
                 count, since = self.count, time.monotonic()
 
     async def ignores(self, change) -> None:
+        await self.rest(2)
         before = self.count
         await asyncio.to_thread(change)
         await self.rest()
@@ -70,18 +72,39 @@ async def watching(path: Path, *, mode: str = "events"):
 
 @pytest.fixture(autouse=True)
 def only_events(monkeypatch):
-    """So that a test of events cannot pass by the slow look."""
+    """So that a test of events cannot pass by the slow look, and one of polling is quick."""
     monkeypatch.setattr(watch_module, "_HEARTBEAT", 1000)
+    monkeypatch.setattr(watch_module, "_POLL", 0.1)
 
 
 @pytest.fixture
-def folder(tmp_path):
+def new_folder(tmp_path):
     if not events_come(str(tmp_path), watch_module._mounts()):
         pytest.skip("no events come from here")
-    folder = tmp_path / "project" / "docs"
-    folder.mkdir(parents=True)
-    (folder / "document.txt").write_text("old")
-    return folder
+    numbers = itertools.count()
+
+    def new_folder():
+        folder = tmp_path / str(next(numbers)) / "project" / "docs"
+        folder.mkdir(parents=True)
+        (folder / "document.txt").write_text("old")
+        return folder
+
+    return new_folder
+
+
+@pytest.fixture
+def folder(new_folder):
+    return new_folder()
+
+
+def in_both_modes(new_folder, story, *things):
+    """Tell a story for each mode and thing; all at once, since most of it is waiting."""
+
+    async def main():
+        for mode in ("events", "polling"):
+            await asyncio.gather(*(story(new_folder(), mode, *thing) for thing in things or [()]))
+
+    asyncio.run(main())
 
 
 def in_place(file):
@@ -134,31 +157,23 @@ def move_away(file):
     file.rename(file.parent.parent / "away")
 
 
-CHANGES = [
-    *(in_place, append, by_rename, from_elsewhere, vim, same_size_same_time, delete, delete_and_create, move_away),
-    pytest.param(
-        sed, marks=pytest.mark.skipif(shutil.which("sed") is None or sys.platform != "linux", reason="sed -i")
-    ),
-]
+CHANGES = [in_place, append, by_rename, from_elsewhere, vim, same_size_same_time, delete, delete_and_create, move_away]
+if sys.platform == "linux" and shutil.which("sed"):
+    CHANGES.append(sed)
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("mode", ["events", "polling"])
-def test_a_change_is_seen(folder, change, mode):
-    async def main():
+def test_a_change_is_seen(new_folder):
+    async def story(folder, mode, change):
         async with watching(folder / "document.txt", mode=mode) as watched:
             await watched.reports(lambda: change(folder / "document.txt"))
             # And the next one too.
             await watched.reports(lambda: (folder / "document.txt").write_text("once more, with other words"))
 
-    asyncio.run(main())
+    in_both_modes(new_folder, story, *zip(CHANGES, strict=True))
 
 
-@pytest.mark.parametrize("mode", ["events", "polling"])
-def test_what_is_no_change(folder, mode):
-    file = folder / "document.txt"
-
-    def others():
+def test_what_is_no_change(new_folder):
+    def others(folder):
         (folder / "document.txt.swp").write_text("x")
         (folder / "other.txt").write_text("x")
         (folder / "other.txt").rename(folder / "third.txt")
@@ -166,16 +181,15 @@ def test_what_is_no_change(folder, mode):
         (folder.parent / "document.txt").write_text("x")
         (folder / "third.txt").unlink()
 
-    async def main():
+    async def story(folder, mode):
+        file = folder / "document.txt"
         async with watching(file, mode=mode) as watched:
-            await watched.ignores(file.read_text)
-            await watched.ignores(lambda: list(folder.iterdir()))
-            await watched.ignores(others)
+            await watched.ignores(lambda: (file.read_text(), list(folder.iterdir()), others(folder)))
             await asyncio.to_thread(file.chmod, 0o600)
             await watched.rest()
             await watched.reports(lambda: in_place(file))
 
-    asyncio.run(main())
+    in_both_modes(new_folder, story)
 
 
 def test_a_burst_is_one_report(folder):
@@ -224,35 +238,31 @@ def replace_slowly(folder):
     (folder / "document.txt").write_text("new")
 
 
-@pytest.mark.parametrize("change", [replace_folder, swap_folder, replace_project, replace_slowly])
-@pytest.mark.parametrize("mode", ["events", "polling"])
-def test_a_folder_that_is_replaced(folder, change, mode):
-    async def main():
+def test_a_folder_that_is_replaced(new_folder):
+    async def story(folder, mode, change):
         async with watching(folder / "document.txt", mode=mode) as watched:
             for _ in range(2):
                 await watched.reports(lambda: change(folder))
                 await watched.reports(lambda: by_rename(folder / "document.txt"))
                 shutil.rmtree(folder.with_name("old"), ignore_errors=True)
 
-    asyncio.run(main())
+    in_both_modes(new_folder, story, (replace_folder,), (swap_folder,), (replace_project,), (replace_slowly,))
 
 
-@pytest.mark.parametrize("mode", ["events", "polling"])
-def test_a_folder_that_comes_later(folder, mode):
-    file = folder / "not" / "yet" / "there" / "document.txt"
-
-    def create():
+def test_a_folder_that_comes_later(new_folder):
+    def create(file):
         file.parent.mkdir(parents=True)
         file.write_text("new")
 
-    async def main():
+    async def story(folder, mode):
+        file = folder / "not" / "yet" / "there" / "document.txt"
         async with watching(file, mode=mode) as watched:
-            await watched.reports(create)
+            await watched.reports(lambda: create(file))
             await watched.reports(lambda: in_place(file))
             await watched.reports(lambda: shutil.rmtree(folder / "not"))
-            await watched.reports(create)
+            await watched.reports(lambda: create(file))
 
-    asyncio.run(main())
+    in_both_modes(new_folder, story)
 
 
 def test_a_folder_that_is_a_file_at_first(folder):
@@ -271,22 +281,20 @@ def test_a_folder_that_is_a_file_at_first(folder):
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("mode", ["events", "polling"])
-def test_links_are_followed(folder, mode):
+def test_links_are_followed(new_folder):
     """One to the file, by way of one to its folder, each in a folder of its own."""
-    first, second = folder.parent / "first", folder.parent / "second"
-    for link in (first, second):
-        link.mkdir()
-    (second / "folder").symlink_to(os.path.relpath(folder, second))
-    (first / "link").symlink_to(second / "folder" / ".." / "docs" / "document.txt")
-    other = folder / "other.txt"
-    other.write_text("other")
 
     def retarget(link, target):
         (link.parent / "temporary").symlink_to(target)
         (link.parent / "temporary").replace(link)
 
-    async def main():
+    async def story(folder, mode):
+        first, second, other = folder.parent / "first", folder.parent / "second", folder / "other.txt"
+        for link in (first, second):
+            link.mkdir()
+        (second / "folder").symlink_to(os.path.relpath(folder, second))
+        (first / "link").symlink_to(second / "folder" / ".." / "docs" / "document.txt")
+        other.write_text("other")
         async with watching(first / "link", mode=mode) as watched:
             await watched.reports(lambda: in_place(folder / "document.txt"))
             await watched.reports(lambda: by_rename(folder / "document.txt"))
@@ -297,7 +305,7 @@ def test_links_are_followed(folder, mode):
             await watched.reports(lambda: (folder.parent / "other.txt").write_text("x"))
             await watched.reports((first / "link").unlink)
 
-    asyncio.run(main())
+    in_both_modes(new_folder, story)
 
 
 def test_links_that_lead_nowhere_and_round(folder):
@@ -384,7 +392,7 @@ def test_a_loop_that_is_closed_first(folder):
     watcher.watch(folder / "document.txt")
     loop.close()
     in_place(folder / "document.txt")
-    time.sleep(1.3)
+    time.sleep(0.5)
     assert watcher._thread.is_alive()
     watcher.close()
 
