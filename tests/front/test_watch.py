@@ -101,8 +101,8 @@ def in_both_modes(new_folder, story, *things):
     """Tell a story for each mode and thing; all at once, since most of it is waiting."""
 
     async def main():
-        for mode in ("events", "polling"):
-            await asyncio.gather(*(story(new_folder(), mode, *thing) for thing in things or [()]))
+        cases = itertools.product(("events", "polling"), things or [()])
+        await asyncio.gather(*(story(new_folder(), mode, *thing) for mode, thing in cases))
 
     asyncio.run(main())
 
