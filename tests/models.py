@@ -20,21 +20,21 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 def mistral_config(**changes: Any) -> MistralConfig:
     """A tiny Mistral with grouped queries, no window and no end token."""
-    values = dict(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=512,
-        sliding_window=None,
-        bos_token_id=1,
-        eos_token_id=None,
-        pad_token_id=None,
-        tie_word_embeddings=False,
-    )
+    values = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "sliding_window": None,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "tie_word_embeddings": False,
+    }
     return MistralConfig(**(values | changes))
 
 
@@ -56,7 +56,9 @@ def embedded_tokenizer() -> Any:
 def loaded_random(tokenizer: Any, *, context: int = 1024, chunk: int = 16, **changes: Any) -> LoadedModel:
     """A tiny random model that speaks the embedded tokenizer's tokens, as `load_model` would give it."""
     model = random_mistral(vocab_size=3072, max_position_embeddings=context, **changes)
-    return LoadedModel(model, tokenizer, "random", "for a test", "cpu", "float32", 1, 1, chunk, context, {"systemPrompt": ""})
+    return LoadedModel(
+        model, tokenizer, "random", "for a test", "cpu", "float32", 1, 1, chunk, context, {"systemPrompt": ""}
+    )
 
 
 def save_model(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:

@@ -85,14 +85,18 @@ def resolve_model(model: str) -> ModelFolder:
     """
     if model in ("auto", "embedded"):
         path = Path(str(resources.files("cag_daemon") / "embedded"))
-        why = "as set" if model == "embedded" else "a small stand-in that ships with cag-daemon; name a real Mistral in the setting model"
+        why = (
+            "as set"
+            if model == "embedded"
+            else "a small stand-in that ships with cag-daemon; name a real Mistral in the setting model"
+        )
         return ModelFolder(path, _spec(path).get("name", "embedded"), why)
     path = Path(model).expanduser()
     if path.is_dir():
         return ModelFolder(path, _spec(path).get("name", path.resolve().name), "as set, a folder")
     if path.exists():
         raise ModelNotFound(f"The model {model} is a file: set model to the folder that holds config.json.")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
         return ModelFolder(_in_hub_cache(model), model, "as set, from the local hub cache")
     raise ModelNotFound(f"There is no model folder {model}: set model to a folder, a hub id, embedded or auto.")
 

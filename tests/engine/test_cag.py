@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -227,12 +227,18 @@ def test_stopping_takes_its_hooks_away(asked: int) -> None:
 
 def test_should_stop_is_asked_before_every_layer() -> None:
     calls: list[int] = []
-    prefill(MODELS[None], row([5] * 32), InPlaceCache(MODELS[None].config), chunk_size=16, should_stop=lambda: calls.append(1))
+    prefill(
+        MODELS[None],
+        row([5] * 32),
+        InPlaceCache(MODELS[None].config),
+        chunk_size=16,
+        should_stop=lambda: calls.append(1),
+    )
     assert len(calls) == 2 * 3
 
 
 @pytest.fixture
-def ends() -> Iterator[Callable[[Any, Any], Any]]:
+def ends() -> Callable[[Any, Any], Any]:
     """A model whose generation config and config name these end tokens."""
     model = random_mistral(seed=3)
 
@@ -240,7 +246,7 @@ def ends() -> Iterator[Callable[[Any, Any], Any]]:
         model.generation_config.eos_token_id, model.config.eos_token_id = generation, config
         return model
 
-    yield named
+    return named
 
 
 @pytest.mark.parametrize("where", ["generation", "list", "config", "none"])
@@ -248,7 +254,9 @@ def test_the_end_token_is_the_last_one(ends: Any, where: str) -> None:
     model, question = ends(None, None), row([5, 9, 7])
     free = generate(model, question, InPlaceCache(model.config), 10)[0].tolist()
     end = free[4]
-    model = ends(*{"generation": (end, 63), "list": ([60, end], None), "config": (None, end), "none": (None, None)}[where])
+    model = ends(
+        *{"generation": (end, 63), "list": ([60, end], None), "config": (None, end), "none": (None, None)}[where]
+    )
     got = generate(model, question, InPlaceCache(model.config), 10)[0].tolist()
     assert got == (free if where == "none" else free[: free.index(end) + 1])
 
@@ -259,7 +267,9 @@ def test_no_new_tokens_is_an_empty_answer() -> None:
     assert out.dtype == torch.long
 
 
-@pytest.mark.parametrize("ids", [torch.zeros(1, 0, dtype=torch.long), torch.zeros(2, 3, dtype=torch.long), torch.arange(3)])
+@pytest.mark.parametrize(
+    "ids", [torch.zeros(1, 0, dtype=torch.long), torch.zeros(2, 3, dtype=torch.long), torch.arange(3)]
+)
 @pytest.mark.parametrize("call", [prefill, generate, generate_step])
 def test_only_one_sequence_is_read(ids: torch.Tensor, call: Any) -> None:
     with pytest.raises(ValueError, match="input_ids"):

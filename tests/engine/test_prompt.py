@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -55,10 +56,30 @@ NAMES = ("embedded", "v1", "v3")
 PIECES = [
     *["</s>", "<s>", "[INST]", "[/INST]", " [INST] ", "<unk>", "<0x0A>", "[control_12]", "▁", "Question: ", "why"],
     *["\n", "\n\n", "\r", "\t", " ", "  ", "\xa0", "\u2028", "\u3000", "\x0b", "\x85", "\ufeff", "\u200b", "\x00"],
-    *["😀", "👩‍👩‍👧", "é", "e\u0301", "漢字", "\ue000", "\ue001", "\ud800", "A", "a", ".", "- item", "(see", "x" * 45, "12"],
+    *[
+        "😀",
+        "👩‍👩‍👧",
+        "é",
+        "e\u0301",
+        "漢字",
+        "\ue000",
+        "\ue001",
+        "\ud800",
+        "A",
+        "a",
+        ".",
+        "- item",
+        "(see",
+        "x" * 45,
+        "12",
+    ],
     *["Anna bakes.", "Selected text:\n", '"Yes," she said. '],
 ]
 texts = st.one_of(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.text(max_size=30))
+
+# transformers makes a fast tokenizer of a bare tokenizer.model without its scores: where spaces follow each other it
+# merges them first, sentencepiece last. Mistral's own tokenizer.json has the right order. Not the template's business.
+single_spaced = texts.map(lambda text: re.sub("[ ▁]+", " ", text.replace("\ud800", "")).strip(" "))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,7 +99,9 @@ def test_prefix_and_suffix_are_the_whole_prompt(
 @pytest.mark.parametrize("name", NAMES)
 @settings(ENGINE)
 @given(text=texts, question=texts, selection=st.none() | texts)
-def test_control_tokens_come_from_the_template_alone(name: str, text: str, question: str, selection: str | None) -> None:
+def test_control_tokens_come_from_the_template_alone(
+    name: str, text: str, question: str, selection: str | None
+) -> None:
     tokenizer = tokenizer_named(name)
     template = PromptTemplate(tokenizer, "Be brief.")
     control = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special} - {tokenizer.unk_token_id}
@@ -91,10 +114,7 @@ def test_control_tokens_come_from_the_template_alone(name: str, text: str, quest
 
 @pytest.mark.parametrize("name", ["v1", "v3"])
 @settings(ENGINE)
-@given(
-    text=texts.filter(lambda text: "\ud800" not in text),
-    question=texts.filter(lambda text: "\ud800" not in text),
-)
+@given(text=single_spaced, question=single_spaced.filter(bool))
 def test_it_is_what_mistral_common_makes_of_it(name: str, text: str, question: str) -> None:
     from mistral_common.protocol.instruct.messages import UserMessage
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
@@ -102,9 +122,6 @@ def test_it_is_what_mistral_common_makes_of_it(name: str, text: str, question: s
 
     reference = _loaded.setdefault(f"{name} reference", getattr(MistralTokenizer, name)())
     content = f"Be brief.\n\n{text}\n\nQuestion: {question}"
-    # transformers makes a fast tokenizer of a bare tokenizer.model without its scores: where spaces follow each other
-    # it merges them first, sentencepiece last. Mistral's tokenizer.json files have the right order. Not ours to mend.
-    assume("  " not in content.replace("▁", " ") + " ")
     theirs = reference.encode_chat_completion(ChatCompletionRequest(messages=[UserMessage(content=content)])).tokens
     template = PromptTemplate(tokenizer_named(name), "Be brief.")
     assert template.document_ids(text) + template.question_ids(question) == theirs
@@ -141,7 +158,9 @@ def test_two_bos_become_one() -> None:
     assert PromptTemplate(tokenizer, "").document_ids("One.").count(tokenizer.bos_token_id) == 1
 
 
-@pytest.mark.parametrize("template", [None, "", "nothing is repeated", "{{ messages[0]['content'] }} {{ messages[0]['content'] }}"])
+@pytest.mark.parametrize(
+    "template", [None, "", "nothing is repeated", "{{ messages[0]['content'] }} {{ messages[0]['content'] }}"]
+)
 def test_a_template_that_cannot_be_used_is_said_to_be(template: str | None) -> None:
     with pytest.raises(ModelFailed, match="chat template"):
         PromptTemplate(with_template(template), "")

@@ -1,0 +1,369 @@
+"""Engine: read a text, answer a question."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cag_daemon.engine import engine as module
+from cag_daemon.engine.engine import AnswerText, Engine
+from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
+from cag_daemon.engine.model import load_model
+from cag_daemon.engine.prompt import PromptTemplate
+from cag_daemon.errors import DocumentTooLong, ModelFailed, OutOfMemory, QuestionTooLong, Stopped
+from tests.models import embedded_tokenizer, loaded_random
+
+ENGINE = settings(settings.get_profile("engine"), max_examples=15)
+BAKERY = "The bakery opens at six. Anna bakes the rye bread. The oven was built in 1912 by Tom Reed.\n"
+TOKENIZER = embedded_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Any:
+    return load_model("embedded")
+
+
+@pytest.fixture
+def engine() -> Engine:
+    """A tiny random model that reads 16 tokens at a time and sees 1024."""
+    return Engine(loaded_random(TOKENIZER))
+
+
+def kv(engine: Engine, document: str = "d") -> list[torch.Tensor]:
+    cached = engine._caches._caches[document]
+    assert {layer.get_seq_length() for layer in cached.cache.layers} == {len(cached.ids)}
+    return [t.clone() for layer in cached.cache.layers for t in (layer.keys, layer.values)]
+
+
+def identical(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(map(torch.equal, one, other))
+
+
+class After:
+    def __init__(self, asked: int) -> None:
+        self.left = asked
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+# ── answering ──
+
+
+def test_the_embedded_model_finds_the_sentence(embedded: Any) -> None:
+    engine, pieces, first = Engine(embedded), [], []
+    reading = engine.prepare("d", "v1", BAKERY)
+    for _ in range(2):
+        pieces.clear()
+        answer = engine.ask(
+            "d", "Who bakes the rye bread?", on_piece=pieces.append, on_first_token=lambda: first.append(1)
+        )
+        assert answer.text == "Anna bakes the rye bread." == "".join(pieces)
+        assert (answer.version, answer.finish_reason, answer.cached) == ("v1", "stop", reading.tokens)
+        assert answer.generated < len(TOKENIZER.encode(answer.text)) + 2
+    assert len(first) == 2
+
+
+def test_an_answer_ends_where_it_must(embedded: Any) -> None:
+    engine, pieces = Engine(embedded), []
+    engine.prepare("d", "v1", BAKERY)
+    answer = engine.ask("d", "Who bakes the rye bread?", max_new_tokens=4, on_piece=pieces.append)
+    assert (answer.finish_reason, answer.generated) == ("length", 4)
+    assert answer.text == "".join(pieces) == answer.text.strip()
+
+
+def test_a_selection_is_given_to_the_model(engine: Engine) -> None:
+    engine.prepare("d", "v1", BAKERY)
+    plain, more = engine.ask("d", "Why?", max_new_tokens=1), engine.ask("d", "Why?", "Tom Reed", max_new_tokens=1)
+    assert more.prompt > plain.prompt
+
+
+@settings(ENGINE)
+@given(
+    asks=st.lists(
+        st.tuples(st.text(max_size=40), st.integers(0, 8), st.none() | st.integers(0, 20)), min_size=1, max_size=5
+    ),
+    text=st.text(min_size=1, max_size=400),
+)
+def test_no_question_leaves_a_trace(asks: list[tuple[str, int, int | None]], text: str) -> None:
+    engine = Engine(loaded_random(TOKENIZER, sliding_window=9))
+    engine.prepare("d", "v1", text)
+    before, alone = kv(engine), engine.ask("d", "Why?", max_new_tokens=5)
+    for question, length, stop in asks:
+        pieces: list[str] = []
+        try:
+            answer = engine.ask(
+                "d",
+                question,
+                max_new_tokens=length,
+                on_piece=pieces.append,
+                should_stop=None if stop is None else After(stop),
+            )
+            assert answer.text == "".join(pieces)
+            assert answer.generated <= length
+        except Stopped:
+            assert stop is not None
+        assert identical(kv(engine), before)
+    assert engine.ask("d", "Why?", max_new_tokens=5) == alone
+
+
+def test_a_broken_callback_leaves_no_trace(engine: Engine) -> None:
+    engine.prepare("d", "v1", BAKERY)
+    before = kv(engine)
+
+    def fail(piece: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        engine.ask("d", "Why?", on_piece=fail, max_new_tokens=20)
+    assert identical(kv(engine), before)
+
+
+def test_only_documents_that_are_cached_answer(engine: Engine) -> None:
+    with pytest.raises(ModelFailed, match="internal") as caught:
+        engine.ask("d", "Why?")
+    assert caught.value.details == {"notCached": True}
+    assert not engine.has("d")
+
+
+def test_a_question_that_does_not_fit(engine: Engine) -> None:
+    cached = engine.prepare("d", "v1", BAKERY).tokens
+    before = kv(engine)
+    with pytest.raises(QuestionTooLong, match="ask a shorter one") as caught:
+        engine.ask("d", "why " * 2000)
+    details = caught.value.details
+    assert details["maxTokens"] == 1024 - cached - 1 < details["tokens"]
+    assert identical(kv(engine), before)
+
+
+def test_the_longest_question_gets_one_token(engine: Engine) -> None:
+    engine.prepare("d", "v1", BAKERY)
+    with pytest.raises(QuestionTooLong) as caught:
+        engine.ask("d", "a" * 5000)
+    room = caught.value.details["maxTokens"]
+    question = "why"
+    while engine._caches.get("d").template.question_ids(question + " why").__len__() <= room:
+        question += " why"
+    answer = engine.ask("d", question, max_new_tokens=50)
+    assert answer.finish_reason == "length"
+    assert 1 <= answer.generated == min(50, 1024 - answer.cached - answer.prompt)
+
+
+# ── the text of an answer ──
+
+
+@settings(ENGINE, max_examples=60)
+@given(st.lists(st.integers(0, 3071), max_size=25), st.text(max_size=12), st.integers(0, 3))
+def test_pieces_are_the_text(noise: list[int], words: str, cut: int) -> None:
+    ids = noise + TOKENIZER.encode(words + "😀 é 👩‍👩‍👧", add_special_tokens=False)
+    pieces: list[str] = []
+    text = AnswerText(TOKENIZER, pieces.append)
+    for token in ids[: len(ids) - cut]:
+        text.add(token)
+    whole = text.finish()
+    assert "".join(pieces) == whole == whole.strip()
+    if not noise:
+        # Bytes in a row are decoded together: half a character spoils those before it, until it is whole.
+        assert all("\ufffd" not in piece for piece in pieces[:-1])
+        assert whole == TOKENIZER.decode(ids[: len(ids) - cut], skip_special_tokens=True).strip()
+
+
+def test_half_a_character_is_held_back() -> None:
+    pieces: list[str] = []
+    text = AnswerText(TOKENIZER, pieces.append)
+    for token in TOKENIZER.encode("so 😀 it is", add_special_tokens=False):
+        text.add(token)
+        assert "\ufffd" not in "".join(pieces)
+    assert text.finish() == "so 😀 it is"
+    assert len(pieces) > 2
+
+
+# ── reading ──
+
+
+def test_the_same_ids_are_not_read_again(engine: Engine) -> None:
+    first = engine.prepare("d", "v1", BAKERY)
+    assert (first.kept, first.computed) == (0, first.tokens)
+    pointer = engine._caches.get("d").cache.layers[0].key_buffer.data_ptr()
+    second = engine.prepare("d", "v2", BAKERY + "\n")  # the tokenizer sees no difference
+    assert (second.version, second.kept, second.computed) == ("v2", first.tokens, 0)
+    assert engine._caches.get("d").cache.layers[0].key_buffer.data_ptr() == pointer
+    assert engine.ask("d", "Why?", max_new_tokens=1).version == "v2"
+
+
+def test_force_keeps_nothing(engine: Engine) -> None:
+    engine.prepare("d", "v1", BAKERY)
+    before, again = kv(engine), engine.prepare("d", "v1", BAKERY, force=True)
+    assert (again.kept, again.computed) == (0, again.tokens)
+    assert identical(kv(engine), before)
+
+
+def test_another_system_prompt_is_another_text(engine: Engine) -> None:
+    engine.prepare("d", "v1", BAKERY)
+    assert engine.prepare("d", "v1", BAKERY, "Be brief.").kept == 0
+    assert engine.prepare("d", "v1", BAKERY, "Be brief.").computed == 0
+
+
+def test_the_default_system_prompt_is_used_where_the_model_has_none() -> None:
+    loaded = loaded_random(TOKENIZER)
+    own = Engine(loaded).prepare("d", "v", BAKERY).tokens
+    loaded.spec.clear()
+    assert Engine(loaded).prepare("d", "v", BAKERY).tokens > own + 20
+
+
+def test_progress_is_told(engine: Engine) -> None:
+    seen: list[tuple[int, int, int]] = []
+    reading = engine.prepare("d", "v1", BAKERY, progress=lambda *at: seen.append(at))
+    assert seen[0] == (0, reading.tokens, reading.max_tokens)
+    assert seen[-1] == (reading.tokens, reading.tokens, reading.max_tokens)
+    assert reading.max_tokens == 1024 - 256 - 256
+    assert reading.bytes == engine._caches.get("d").cache.bytes
+
+
+@pytest.mark.parametrize("asked", [0, 1, 5, 10])
+def test_a_stopped_reading_leaves_the_previous_version(engine: Engine, asked: int) -> None:
+    engine.prepare("d", "v1", BAKERY)
+    before = kv(engine)
+    with pytest.raises(Stopped):
+        engine.prepare("d", "v2", BAKERY * 5, should_stop=After(asked))
+    assert identical(kv(engine), before)
+    assert engine.ask("d", "Why?", max_new_tokens=1).version == "v1"
+
+
+def test_the_previous_version_answers_while_the_new_one_is_read(engine: Engine) -> None:
+    engine.prepare("d", "v1", BAKERY)
+    alone, between = engine.ask("d", "Why?", max_new_tokens=5), []
+    engine.prepare(
+        "d", "v2", BAKERY * 3, between_chunks=lambda: between.append(engine.ask("d", "Why?", max_new_tokens=5))
+    )
+    assert between
+    assert all(answer == alone for answer in between)
+    fresh = Engine(engine.loaded)
+    fresh.prepare("d", "v2", BAKERY * 3)
+    assert identical(kv(engine), kv(fresh))
+
+
+def test_running_out_of_memory_leaves_the_previous_version(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.prepare("d", "v1", BAKERY)
+    before, read, started = kv(engine), module.prefill, []
+
+    def prefill(model: Any, ids: Any, cache: InPlaceCache, **kwargs: Any) -> None:
+        read(model, ids[:, :20], cache)
+        started.append(cache)
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(module, "prefill", prefill)
+    with pytest.raises(OutOfMemory, match="Memory ran out while reading"):
+        engine.prepare("d", "v2", BAKERY * 3)
+    assert identical(kv(engine), before)
+    assert started[0].bytes == 0
+
+
+# ── too long ──
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return [f"Line {n} says that the value of item {n} is {n * n}.\n" for n in range(400)]
+
+
+def too_long(engine: Engine, text: str, **kwargs: Any) -> DocumentTooLong:
+    with pytest.raises(DocumentTooLong) as caught:
+        engine.prepare("d", "v1", text, progress=pytest.fail, **kwargs)
+    return caught.value
+
+
+def test_too_long_for_the_model(engine: Engine, lines: list[str]) -> None:
+    error = too_long(engine, "".join(lines[:80]))
+    assert error.details["maxTokens"] == 512 < error.details["tokens"]
+    assert "the model random can see 1024" in error.message
+    assert "about" not in error.message
+    assert str(error.details["tokens"]) in error.message
+    # All lines before that one fit, it does not.
+    line = error.details["line"]
+    engine.prepare("d", "v1", "".join(lines[:line]))
+    assert too_long(engine, "".join(lines[: line + 1])).details["line"] == line
+
+
+def test_too_long_for_memory(engine: Engine, lines: list[str]) -> None:
+    per_token = bytes_per_token(engine.loaded.model.config, torch.float32)
+    engine.limit(700 * per_token)
+    error = too_long(engine, "".join(lines[:80]))
+    assert error.details["maxTokens"] == 700 - 512
+    assert "memory allows 700" in error.message
+    assert "memoryMaxGigabytes" in error.message
+
+
+def test_a_huge_text_is_not_encoded_to_its_end(
+    engine: Engine, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest, encode = [0], PromptTemplate.document_ids
+
+    def document_ids(self: PromptTemplate, text: str) -> list[int]:
+        longest[0] = max(longest[0], len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(PromptTemplate, "document_ids", document_ids)
+    text = "".join(lines) * 100
+    error = too_long(engine, text)
+    assert longest[0] < len(text) / 50
+    assert "about" in error.message
+    exact = len(encode(engine._template(None), "".join(lines))) * 100
+    assert abs(error.details["tokens"] - exact) < exact * 0.2
+
+
+def test_long_lines_of_few_tokens_are_read_after_all(engine: Engine) -> None:
+    assert engine.prepare("d", "v1", " " * 100_000 + "One.").tokens < 20
+
+
+def test_no_room_at_all(engine: Engine) -> None:
+    error = too_long(engine, BAKERY, max_new_tokens=1000)
+    assert error.details["maxTokens"] == error.details["line"] == 0
+    assert "lower maxNewTokens" in error.message
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_are_those_of_the_protocol(engine: Engine, end: str) -> None:
+    text = "One two three four.\x0b\x0c\u2028 Five six.\n".replace("\n", end) * 200
+    line = too_long(engine, text).details["line"]
+    assert 20 < line < 60
+
+
+# ── memory ──
+
+
+@pytest.fixture
+def crowded() -> tuple[Engine, list[str]]:
+    dropped: list[str] = []
+    engine = Engine(loaded_random(TOKENIZER), dropped.append)
+    for name in "abc":
+        engine.prepare(name, "v1", BAKERY)
+    return engine, dropped
+
+
+def test_other_documents_leave_when_memory_is_short(crowded: tuple[Engine, list[str]]) -> None:
+    engine, dropped = crowded
+    size = engine.prepare("c", "v1", BAKERY).bytes
+    engine.ask("a", "Why?", max_new_tokens=1)
+    engine.limit(3 * size)
+    assert dropped == []
+    engine.prepare("d", "v1", BAKERY)
+    assert dropped == ["b"]
+    engine.limit(size)
+    assert dropped == ["b", "c", "a"]
+    assert engine.has("d")
+    engine.limit(None)
+    engine.prepare("a", "v1", BAKERY)
+    assert len(dropped) == 3
+
+
+def test_what_is_forgotten_is_gone(crowded: tuple[Engine, list[str]]) -> None:
+    engine, dropped = crowded
+    engine.forget("a")
+    assert not engine.has("a")
+    assert dropped == []
