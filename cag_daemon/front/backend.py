@@ -136,6 +136,11 @@ class Backend:
 
     def stop(self, reason: str = "workerRestarted") -> None:
         """End the worker now; open jobs end with a `WorkerGone` of that reason, and nobody is told otherwise."""
+        self._end(reason)
+        self.error = None
+        self._set("stopped")
+
+    def _end(self, reason: str) -> None:
         process, self._process = self._process, None
         for task in (self._watching, self._loading):
             if task is not None:
@@ -148,8 +153,6 @@ class Backend:
             self._collecting = asyncio.ensure_future(process.wait())
         self._fail_open(WorkerGone(None, reason))
         self.model = None
-        self.error = None
-        self._set("stopped")
 
     async def _load(self) -> None:
         self._set("loading")
@@ -169,11 +172,13 @@ class Backend:
         except WorkerGone:
             pass  # `_watch` has counted it, and `ready` looks again.
         finally:
-            self._loading = None
+            # After a `stop` there may be another one already.
+            if self._loading is asyncio.current_task():
+                self._loading = None
 
     def _fail(self, error: RequestFailed) -> None:
         self._loading = None
-        self.stop()
+        self._end("workerRestarted")
         self.error = error
         self._set("failed")
 
@@ -201,6 +206,9 @@ class Backend:
                 self._hand_out(messages.decode(await process.stdout.readexactly(length)))
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
+        except Exception:
+            logger.exception("what the worker said could not be understood")
+            process.kill()
         gone = WorkerGone(await process.wait())
         logger.warning("%s", gone)
         self._process = None

@@ -135,7 +135,7 @@ class Watcher:
                     with contextlib.suppress(RuntimeError):
                         self._loop.call_soon_threadsafe(self._report, document)
             for folder in self._watches.keys() - {folder for document in documents for folder in document.folders}:
-                self._unlisten(folder)
+                pass
         if self._observer:
             with contextlib.suppress(Exception):
                 self._observer.stop()

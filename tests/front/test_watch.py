@@ -377,6 +377,8 @@ def test_nothing_is_reported_after_the_end(folder):
         watcher.watch(folder / "document.txt")
         await Watched(watcher, folder).until(lambda: watcher.mode(folder / "document.txt") == "events")
         in_place(folder / "document.txt")
+        # The report is on its way to the loop when this one ends it all.
+        time.sleep(0.5)
         watcher.close()
         await asyncio.sleep(0.3)
         return watcher
