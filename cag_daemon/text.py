@@ -23,7 +23,7 @@ from typing import Any
 
 from cag_daemon.errors import DocumentNotFound, DocumentUnreadable
 
-MAX_BYTES = 256 * 2**20
+MAX_BYTES = 64 * 2**20
 BOM = "\ufeff"
 
 Stamp = tuple[int, int, int, int, int]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cag_daemon.errors import CagError, DocumentEmpty, DocumentNotFound, RequestFailed
+from cag_daemon.errors import CagError, DocumentEmpty, DocumentNotFound, DocumentUnreadable, RequestFailed
 from cag_daemon.front.protocol import RefreshResult
 from cag_daemon.text import Buffer, Stamp, Text, read, settled, stamp
 
@@ -134,12 +134,15 @@ class Document:
             file.dirty = all(edited.version != each.version for each in equal)
             if file.dirty:
                 text, source, error = edited, "buffer", None
+        if text is not None and "\0" in text.normalised:
+            text, error = None, DocumentUnreadable(f"{self.path} has a NUL in it, so it is no text; remove it.")
         if text is not None and text.blank:
             text, error = None, DocumentEmpty(f"{self.path} is empty; write something in it and save it.")
         return text, "buffer" if source == "buffer" else "disk", error
 
     async def _read_disk(self) -> None:
-        now = stamp(self.path)
+        # In a thread, both: a file may lie on a drive that does not answer.
+        now = await asyncio.to_thread(stamp, self.path)
         if now is None or now != self._stamp or not settled(now):
             self._stamp = now
             try:

@@ -138,7 +138,7 @@ class Session:
         self.documents = {path: self.documents.get(path) or Document(path) for path in paths}
         self.reader.documents = list(self.documents.values())
         for path in new:
-            self._watcher.watch(path)
+            await asyncio.to_thread(self._watcher.watch, path)
             await self._look(self.documents[path])
         self._on_status()
 

@@ -98,7 +98,7 @@ class Watcher:
             if self._closed or path in self._documents:
                 return
             self._documents[path] = document
-            if not self._thread.is_alive():
+            if self._thread.ident is None:
                 self._thread.start()
         self._touched.put("")
 
@@ -135,7 +135,7 @@ class Watcher:
                     with contextlib.suppress(RuntimeError):
                         self._loop.call_soon_threadsafe(self._report, document)
             for folder in self._watches.keys() - {folder for document in documents for folder in document.folders}:
-                pass
+                self._unlisten(folder)
         if self._observer:
             with contextlib.suppress(Exception):
                 self._observer.stop()

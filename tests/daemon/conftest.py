@@ -133,8 +133,11 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def slow_flags(slow_model: Path) -> list[str]:
-    """What starts a daemon with the slow model. float32: some processors take minutes for what is bfloat16."""
-    return ["--model", str(slow_model), "--dtype", "float32", "--device", "cpu"]
+    """What starts a daemon with the slow model, as slow as on a small machine.
+
+    float32: some processors take minutes for what is bfloat16.
+    """
+    return ["--model", str(slow_model), "--dtype", "float32", "--device", "cpu", "--threads", "1"]
 
 
 @pytest.fixture(scope="session")

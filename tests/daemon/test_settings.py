@@ -119,7 +119,7 @@ def generated(client: Client) -> int:
 
 @pytest.fixture(scope="module")
 def shared(module_daemon: Daemons) -> Client:
-    client = module_daemon(options={"maxNewTokens": 3})
+    client = module_daemon()
     client.wait_status("ready")
     return client
 
@@ -133,12 +133,8 @@ def client(shared: Client) -> Client:
 
 
 def reset(client: Client) -> None:
-    client.configure({"cag": {"maxNewTokens": 256}})  # what initialize was given
+    client.configure({"cag": dict.fromkeys(("document", "maxNewTokens", "refresh", "systemPrompt", "threads"))})
     assert EXPECTED in client.answer(QUESTION)
-
-
-def test_options_of_initialize_hold_until_a_change(shared: Client) -> None:
-    assert generated(shared) == 3
 
 
 def test_max_new_tokens_changes_at_once_and_the_worker_stays(client: Client) -> None:

@@ -72,7 +72,7 @@ def asks(draw: Any) -> tuple[list[int], int, int | None]:
     kind=st.sampled_from(sorted(KINDS)),
     text=texts,
     chunk=st.sampled_from([1, 4, 16, 64]),
-    stops=st.lists(st.integers(0, 30), max_size=2),
+    stops=st.lists(st.integers(0, 12), max_size=3),
     rounds=st.lists(asks(), min_size=1, max_size=4),
 )
 def test_cached_is_uncached(
@@ -214,6 +214,20 @@ def test_a_pass_that_fails_leaves_no_trace(kind: str, layer: int) -> None:
     finally:
         hook.remove()
     assert same(cache, before)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("asked", range(9))
+def test_a_reading_stopped_before_any_layer_can_go_on(kind: str, asked: int) -> None:
+    model, text = MODELS[None], list(range(3, 48))
+    cache, fresh = KINDS[kind](model.config), KINDS[kind](model.config)
+    prefill(model, row(text), fresh, chunk_size=16)
+    with pytest.raises(Stopped):
+        prefill(model, row(text), cache, chunk_size=16, should_stop=After(asked))
+    done = asked // len(model.model.layers) * 16
+    assert {layer.get_seq_length() for layer in cache.layers} <= {done}
+    prefill(model, row(text[done:]), cache, chunk_size=16)
+    assert same(cache, snapshot(fresh))
 
 
 @pytest.mark.parametrize("asked", range(8))

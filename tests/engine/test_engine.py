@@ -196,6 +196,11 @@ def test_the_same_ids_are_not_read_again(engine: Engine) -> None:
     assert engine.ask("d", "Why?", max_new_tokens=1).version == "v2"
 
 
+def test_other_ids_are_read_though_they_are_as_many(engine: Engine) -> None:
+    first, second = engine.prepare("d", "v1", "Anna bakes."), engine.prepare("d", "v1", "Emma bakes.")
+    assert (first.tokens, second.kept) == (second.tokens, 0)
+
+
 def test_force_keeps_nothing(engine: Engine) -> None:
     engine.prepare("d", "v1", BAKERY)
     before, again = kv(engine), engine.prepare("d", "v1", BAKERY, force=True)

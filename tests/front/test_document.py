@@ -165,3 +165,9 @@ def test_only_the_last_few_texts_are_kept_for_citations(path):
         document.remember(document.text)
         versions.append(document.text.version)
     assert [document.recall(version) is not None for version in versions] == [False, False, True, True, True]
+
+
+def test_a_nul_in_the_editor_is_no_text_either(path):
+    document = Document(path)
+    look(document, (path, OpenFile(Buffer("No\0text."), dirty=True)))
+    assert isinstance(document.error, DocumentUnreadable)
