@@ -3,23 +3,29 @@
 Two worlds and a pipe between them; a room imports only from lower floors, the ground floor nothing of ours:
 
     cli           ask · serve · doctor: arguments in, words out
+    once          one question from the command line
+    doctor        what is installed, which model would be used and why
     front/        knows LSP, never imports torch
-      server        one short handler per method; errors become codes; status goes out
-      session       a folder's document: which text is wanted, which is cached, what is next (newest wins)
-      backend       the engine seen from here: starts, watches and restarts the worker
-      watch         changes of a file on disk, as an early warning
-      protocol      the wire contract: method names, params, results, states
+      server          one short handler per method; errors become codes; status goes out
+      jsonrpc         LSP's manners: every request gets exactly one reply
+      status          the state of a session, in the contract's words and the user's
+      session         a workspace: folders, buffers, settings, questions
+      reader          what is read next: one at a time, questions first, newest wins
+      document        what a document's text is now, and what is cached of it
+      backend         the engine seen from here: starts, watches and restarts the worker
+      watch           changes of a file on disk, as an early warning
+      protocol        the wire contract: method names, params, results, states
     engine/       knows torch, never LSP
       worker          the process: messages in, messages out
       engine          Engine: documents and their caches; read a text, answer a question
       document_cache  which text of which document is cached, within a memory budget
+      prompt          the one template: document prefix and question suffix, as token ids
+      model           load_model: a Mistral from disk
       cag             the public core: get_kv_cache, clean_up, generate (+ prefill, generate_step)
       kv_cache        the cache layer that writes in place
-      model           load_model: a Mistral from disk
-      prompt          the one template: document prefix and question suffix, as token ids
     messages      what travels over the pipe
-    text          a document's text: reading, normalising, version, positions
     citations     where the words of an answer stand in the text
+    text          a document's text: reading, normalising, version, positions
     config        Settings: flags, environment, editor
     errors        every error a user can meet
     embedded/     the embedded Mistral: weights, tokenizer, prompt

@@ -50,7 +50,7 @@ def _findings(settings: Settings) -> list[dict[str, Any]]:
         _finding("ok", "cag-daemon", f"{__version__} on Python {platform.python_version()}", python=sys.executable),
         *_packages(),
         _machine(settings),
-        *_devices(),
+        _devices(),
         _model(settings),
         _document(settings),
         _finding("ok", "network", "never used: nothing here asks for anything outside this machine"),
@@ -76,17 +76,13 @@ def _machine(settings: Settings) -> dict[str, Any]:
     return _finding("ok", "machine", found, threads=settings.threads, bytesFree=memory.available)
 
 
-def _devices() -> list[dict[str, Any]]:
+def _devices() -> dict[str, Any]:
+    from cag_daemon.engine.model import devices
+
     try:
-        import torch
+        return _finding("ok", "device", "; ".join(devices()))
     except ImportError as error:
-        return [_finding("problem", "device", f"torch cannot be imported: {error}")]
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        return [_finding("ok", "device", f"cuda:{number}: {name}") for number, name in enumerate(names)]
-    if torch.backends.mps.is_available():
-        return [_finding("ok", "device", "mps: this machine's Apple GPU")]
-    return [_finding("ok", "device", "cpu (no CUDA or Apple GPU that torch can use)")]
+        return _finding("problem", "device", f"torch cannot be imported: {error}")
 
 
 def _model(settings: Settings) -> dict[str, Any]:

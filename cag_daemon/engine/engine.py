@@ -55,6 +55,9 @@ class Engine:
     Args:
         loaded: the model.
         on_dropped: told the name of each document whose cache had to leave memory for another's.
+
+    Raises:
+        ModelFailed: see `PromptTemplate`.
     """
 
     def __init__(self, loaded: LoadedModel, on_dropped: Callable[[str], object] | None = None) -> None:
@@ -63,6 +66,7 @@ class Engine:
         self._bytes_per_token = bytes_per_token(loaded.model.config, loaded.model.dtype)
         self._caches = DocumentCaches(self._half_of_free, on_dropped)
         self._templates: dict[str, PromptTemplate] = {}
+        self._template(None)  # what is wrong with it is known now, not with the first document
 
     def prepare(
         self,
@@ -90,7 +94,6 @@ class Engine:
         Raises:
             DocumentTooLong: it was not begun.
             OutOfMemory, Stopped: the previous cache is as it was.
-            ModelFailed: see `PromptTemplate`.
         """
         began = time.monotonic()
         # 1. The ids, if they fit.

@@ -169,10 +169,20 @@ def load_model(
         dtype=str(kind).removeprefix("torch."),
         parameters=sum(each.numel() for each in parameters),
         bytes=sum(each.nbytes for each in parameters),
-        chunk=default_chunk(place),
+        chunk=default_chunk(place, kind),
         context=int(loaded.config.get_text_config(decoder=True).max_position_embeddings),
         spec=spec,
     )
+
+
+def devices() -> list[str]:
+    """What this machine can run a model on, the first choice first, in words."""
+    import torch
+
+    found = [f"cuda:{number}: {torch.cuda.get_device_name(number)}" for number in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append("mps: this machine's Apple GPU")
+    return [*found, "cpu"]
 
 
 @contextmanager

@@ -52,6 +52,13 @@ class After:
         return self.left < 0
 
 
+def test_a_model_without_a_chat_template_is_refused_at_once() -> None:
+    tokenizer = embedded_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(ModelFailed, match="no chat template"):
+        Engine(loaded_random(tokenizer))
+
+
 # ── answering ──
 
 
