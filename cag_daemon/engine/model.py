@@ -85,11 +85,8 @@ def resolve_model(model: str) -> ModelFolder:
     """
     if model in ("auto", "embedded"):
         path = Path(str(resources.files("cag_daemon") / "embedded"))
-        why = (
-            "as set"
-            if model == "embedded"
-            else "a small stand-in that ships with cag-daemon; name a real Mistral in the setting model"
-        )
+        chosen = model == "embedded"
+        why = "as set" if chosen else "a stand-in that ships with cag-daemon; set model to a real Mistral"
         return ModelFolder(path, _spec(path).get("name", "embedded"), why)
     path = Path(model).expanduser()
     if path.is_dir():
