@@ -39,8 +39,9 @@ class Load(Message):
 class Prepare(Message):
     """Have this text of this document in a whole cache.
 
-    ``document`` is a name for the place (a URI), ``version`` for the text. ``system_prompt`` None: the model's own, or
-    the default. ``force``: keep nothing of what is cached.
+    ``document`` is a name for the place (a URI), ``version`` for the text. ``characters``: of the whole text, where
+    ``text`` is only the beginning of one that no model can hold; 0: it is whole. ``system_prompt`` None: the model's
+    own, or the default. ``force``: keep nothing of what is cached.
     """
 
     job: int
@@ -50,6 +51,7 @@ class Prepare(Message):
     system_prompt: str | None
     max_new_tokens: int
     force: bool = False
+    characters: int = 0
 
 
 @dataclass(frozen=True)

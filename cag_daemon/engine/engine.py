@@ -76,6 +76,7 @@ class Engine:
         system_prompt: str | None = None,
         max_new_tokens: int = 256,
         force: bool = False,
+        characters: int = 0,
         *,
         progress: Callable[[int, int, int], object] | None = None,
         should_stop: ShouldStop | None = None,
@@ -88,6 +89,7 @@ class Engine:
             system_prompt: None: the model's own, or the default.
             max_new_tokens: room to leave for an answer.
             force: keep nothing of what is cached.
+            characters: of the whole text, where ``text`` is only its beginning.
             progress: called with (tokens read, of how many, of at most how many).
             should_stop, between_chunks: see `cag.prefill`.
 
@@ -99,7 +101,7 @@ class Engine:
         # 1. The ids, if they fit.
         template = self._template(system_prompt)
         max_tokens = self._max_tokens(max_new_tokens)
-        ids = self._fitting_ids(template, text, max_tokens, max_new_tokens)
+        ids = self._fitting_ids(template, text, max(characters, len(text)), max_tokens, max_new_tokens)
         # 2. What is cached already.
         cached = self._caches.get(document)
         if cached is not None and not force and cached.ids == ids:
@@ -233,20 +235,22 @@ class Engine:
         held = min(self.loaded.context, self._caches.budget // self._bytes_per_token)
         return max(0, held - max_new_tokens - QUESTION_ROOM)
 
-    def _fitting_ids(self, template: PromptTemplate, text: str, max_tokens: int, max_new_tokens: int) -> list[int]:
+    def _fitting_ids(
+        self, template: PromptTemplate, text: str, characters: int, max_tokens: int, max_new_tokens: int
+    ) -> list[int]:
         # A text of many megabytes is not encoded to the end to learn that it is too long.
         part = text[: 8 * max_tokens + 4096]
         ids = template.document_ids(part)
         while len(part) < len(text) and len(ids) <= max_tokens + 64:
             part = text[: 4 * len(part)]
             ids = template.document_ids(part)
-        if len(ids) <= max_tokens:
+        if len(ids) <= max_tokens and len(part) == characters:
             return ids
-        tokens = len(ids) * len(text) // len(part)
+        tokens = max(max_tokens + 1, len(ids) * characters // len(part))
         ends = [match.end() for match in LINE_END.finditer(part)]
         line = bisect_right(ends, max_tokens, key=lambda end: len(template.document_ids(part[:end])))
         raise DocumentTooLong(
-            self._too_long(tokens, len(part) < len(text), max_tokens, max_new_tokens),
+            self._too_long(tokens, len(part) < characters, max_tokens, max_new_tokens),
             tokens=tokens,
             maxTokens=max_tokens,
             line=line,

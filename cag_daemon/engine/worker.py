@@ -151,6 +151,7 @@ class Worker:
             message.system_prompt,
             message.max_new_tokens,
             message.force,
+            message.characters,
             progress=progress,
             should_stop=lambda: message.job in self._cancelled,
             between_chunks=lambda: self._meanwhile(message),

@@ -20,6 +20,7 @@ from cag_daemon.front.protocol import RefreshResult
 
 logger = logging.getLogger(__name__)
 
+MOST_CHARACTERS = 8_000_000  # no model's context holds more, and sending them would keep the event loop
 UNASKED_SECONDS = 10.0  # `refresh: auto` reads a change at once where it is estimated to take less
 
 
@@ -143,7 +144,8 @@ class Reader:
                 job=0,
                 document=document.uri,
                 version=text.version,
-                text=text.normalised,
+                text=text.normalised[:MOST_CHARACTERS],
+                characters=len(text.normalised) if len(text.normalised) > MOST_CHARACTERS else 0,
                 system_prompt=settings.system_prompt,
                 max_new_tokens=settings.max_new_tokens,
                 force=force,

@@ -379,3 +379,12 @@ def test_what_is_forgotten_is_gone(crowded: tuple[Engine, list[str]]) -> None:
     engine.forget("a")
     assert not engine.has("a")
     assert dropped == []
+
+
+def test_the_beginning_of_a_longer_text_is_never_taken_for_the_whole(tokenizer: Any) -> None:
+    engine = Engine(loaded_random(tokenizer))
+    with pytest.raises(DocumentTooLong) as caught:
+        engine.prepare("a", "1", "A short beginning.", characters=9_000_000)
+    assert caught.value.details["tokens"] > caught.value.details["maxTokens"]
+    assert "about" in caught.value.message
+    assert not engine.has("a")
