@@ -63,9 +63,15 @@ class Text:
 
     @classmethod
     def of(cls, original: str) -> Text:
-        """The text of an editor's buffer, or of a file without its byte order mark."""
+        """The text of an editor's buffer."""
         normalised = normalise(original)
         return cls(original, normalised, version_of(normalised))
+
+    @classmethod
+    def of_file(cls, decoded: str) -> Text:
+        """The text of a file, whose byte order mark no editor shows."""
+        normalised = normalise(decoded)
+        return cls(decoded.removeprefix(BOM), normalised, version_of(normalised))
 
     @property
     def blank(self) -> bool:
@@ -78,7 +84,7 @@ class Text:
         line = bisect_right(self._line_starts, offset) - 1
         start = self._line_starts[line]
         character = offset - start + bisect_left(self._astral, offset) - bisect_left(self._astral, start)
-        return line, character + (line == 0 and self.original.startswith(BOM))
+        return line, character + (line == 0 and self._hides_bom)
 
     def range(self, start: int, end: int) -> dict[str, dict[str, int]]:
         """The LSP Range of ``normalised[start:end]``."""
@@ -90,6 +96,11 @@ class Text:
     def slice(self, range: Mapping[str, Any]) -> str:
         """The original's text in an LSP Range, clamped as `Buffer.apply` does. ValueError: that is no Range."""
         return self._buffer.slice(range)
+
+    @cached_property
+    def _hides_bom(self) -> bool:
+        marks = (len(text) - len(text.lstrip(BOM)) for text in (self.original, self.normalised))
+        return next(marks) > next(marks)
 
     # In `normalised` every \r once stood alone, so \r and \n each end a line, even side by side (from \r\r\n).
     @cached_property
@@ -211,7 +222,7 @@ def read(path: Path) -> Text:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise DocumentUnreadable(f"{path} could not be read ({reason}); choose another document.") from error
-    return Text.of(_decode(path, data).removeprefix(BOM))
+    return Text.of_file(_decode(path, data))
 
 
 def stamp(path: Path) -> Stamp | None:

@@ -363,3 +363,12 @@ def test_the_mode_of_a_file_is_left_alone(file):
     write(file, b"a").chmod(0o640)
     read(file)
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+def test_of_two_byte_order_marks_only_the_first_is_none_of_the_text(tmp_path):
+    path = tmp_path / "document.txt"
+    path.write_bytes("\ufeff\ufeffThe cat.".encode())
+    text = read(path)
+    assert text.normalised == "\ufeffThe cat."
+    assert text.version == version_of("\ufeffThe cat.")
+    assert text.position(1) == (0, 1)

@@ -68,6 +68,8 @@ class Reader:
     async def wait(self, document: Document) -> RefreshResult:
         """Wait for the document's newest known text to be read; what that cost.
 
+        Who gives up waiting stops the reading, unless it is due or others wait, too.
+
         Raises:
             CagError: it could not be read, or the model not be loaded.
         """
@@ -80,6 +82,9 @@ class Reader:
             return await future
         finally:
             del document.waiters[future]
+            if future.cancelled() and not document.due and not document.waiters:
+                document.force = False
+                self.stop(document)
 
     def next(self) -> None:
         """Look whether something else is to be read than what is being read, and turn to it."""

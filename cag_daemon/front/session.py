@@ -342,17 +342,10 @@ class Session:
                 assert document.held is not None
                 return cost_of(document, kept=document.held.tokens, computed=0, milliseconds=0)
             document.failure = None
-            unasked = document.due
             if force:
                 document.force = True
                 document.sequence += 1
-            try:
-                return await self.reader.wait(document)
-            except asyncio.CancelledError:
-                if not unasked and not document.waiters:
-                    document.force = False
-                    self.reader.stop(document)
-                raise
+            return await self.reader.wait(document)
 
     def unload(self) -> None:
         """The model leaves memory now; the next question brings it back."""
