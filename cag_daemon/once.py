@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -38,6 +39,9 @@ def ask_once(question: str, as_json: bool, settings: Settings) -> int:
     if document.blank:
         raise DocumentEmpty(f"{path} is empty; write something in it and save it.")
 
+    # An answer with a character that a pipe's encoding lacks is better than a traceback.
+    with contextlib.suppress(AttributeError):
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     terminal = Console(stderr=True, highlight=False)
     engine = _load(settings, terminal)
     _read(engine, path, document, settings, terminal)
@@ -95,7 +99,9 @@ def _load(settings: Settings, terminal: Console) -> Engine:
 
 def _read(engine: Engine, path: Path, document: text.Text, settings: Settings, terminal: Console) -> None:
     columns = (TextColumn("Reading {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
-    with Progress(*columns, TimeRemainingColumn(), console=terminal, transient=True) as bar:
+    with Progress(
+        *columns, TimeRemainingColumn(), console=terminal, transient=True, disable=not terminal.is_terminal
+    ) as bar:
         task = bar.add_task(path.name, total=None)
 
         def progress(done: int, total: int, _limit: int) -> None:
@@ -120,7 +126,7 @@ def _show_places(citations: list[dict[str, Any]], path: Path, document: text.Tex
         words = " ".join(document.slice(place).split())
         quote = words if len(words) <= QUOTE_CHARACTERS else words[: QUOTE_CHARACTERS - 1] + "…"
         line, character = place["start"]["line"] + 1, place["start"]["character"] + 1
-        terminal.print(f"{_short(path)}:{line}:{character}  {quote}", style="dim", markup=False)
+        terminal.print(f"{_short(path)}:{line}:{character}  {quote}", style="dim", markup=False, soft_wrap=True)
     if not citations:
         terminal.print("Not found word for word in the document.", style="dim")
 

@@ -173,6 +173,13 @@ def test_the_house_map_names_exactly_the_rooms_that_exist() -> None:
     assert drawn == exist
 
 
+def test_the_design_page_draws_every_room_and_no_other() -> None:
+    page = (ROOT / "docs" / "DESIGN.md").read_text("utf-8")
+    names = re.findall(r"^(?:│   )?[├└]── (\w+\.py) ", page, re.MULTILINE)
+    exist = [file.name for file in FILES if file.name != "__init__.py"]
+    assert sorted(names) == sorted([*exist, "__init__.py"])
+
+
 def test_no_module_is_named_generate() -> None:
     assert not [room for room in TREES if room.split(".")[-1] == "generate"]  # it would shadow the function
 

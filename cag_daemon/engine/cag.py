@@ -98,7 +98,7 @@ def prefill(
     Args:
         chunk_size: tokens; None: `default_chunk`.
         progress: called with (done, n) after every chunk.
-        should_stop: asked before every layer.
+        should_stop: asked before every layer, and every linear one in it.
         between_chunks: called where other work may be done; the cache is whole then.
 
     Raises:
@@ -133,7 +133,7 @@ def generate_step(
 
     Args:
         max_new_tokens: at most so many are given.
-        should_stop: asked before every layer.
+        should_stop: asked before every layer, and every linear one in it.
         chunk_size: an input longer than this is passed in pieces; None: `default_chunk`.
 
     Yields:

@@ -31,9 +31,6 @@ COMMANDS = ("cag.ask", "cag.askSelection", "cag.refresh", "cag.status", "cag.unl
 State = Literal["starting", "noDocument", "loading", "reading", "ready", "answering", "unloaded", "failed"]
 DocumentState = Literal["missing", "waiting", "reading", "ready", "failed"]
 
-# Tokens of the model's context that are kept free for the question, beside those for the answer.
-QUESTION_RESERVE = 256
-
 
 class _Params(BaseModel):
     """Params of a request: strict types, unknown keys ignored; null is as good as absent."""
