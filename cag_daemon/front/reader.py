@@ -124,7 +124,9 @@ class Reader:
         if current is None or current.reading is None or current.waited_for(current.reading.sequence):
             return
         following = self._choose()
-        outdated = following is current and current.reading.sequence < current.sequence
+        # A newer text that is neither held nor to be read now is no reason: the older one is better than none.
+        newer = current.reading.sequence < current.sequence
+        outdated = newer and (following is current or current.is_held(self.settings.system_prompt))
         if outdated or (following is not None and following is not current and following.waiters):
             self.stop(current)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from tests.client import Client, version_of
-from tests.daemon.conftest import LONG, MEDIUM, SHORT
+from tests.daemon.conftest import LONG, MEDIUM, SHORT, at_rest
 
 
 def begin_reading(client: Client, text: str):
@@ -75,6 +75,19 @@ def test_a_newer_text_takes_the_place_of_one_that_nobody_waits_for(slow: Client)
         )
         told = [each["params"]["document"]["version"] for each in slow.messages("cag/documentChanged", since=since)]
         assert told == [version_of(text)]
+    finally:
+        slow.configure({"cag": {"refresh": "ask"}})
+
+
+def test_a_reading_ends_when_the_text_is_again_the_one_that_is_cached(slow: Client) -> None:
+    slow.configure({"cag": {"refresh": "save"}})
+    try:
+        slow.document.write_text(LONG, encoding="utf-8")
+        slow.wait_status(lambda status: status["documents"][0].get("read", 0) > 0)
+        slow.document.write_text(SHORT, encoding="utf-8")  # undone
+        status = slow.wait_status("ready", 20)
+        assert status["documents"][0]["version"] == version_of(SHORT)
+        assert at_rest(slow.worker()), "the worker reads what nobody has any more"
     finally:
         slow.configure({"cag": {"refresh": "ask"}})
 
