@@ -227,7 +227,7 @@ async def serve(server: QuietServer, stdin: BinaryIO, stdout: BinaryIO, until: a
             stop_event=threading.Event(),
             reader=StdinAsyncReader(stdin),
             protocol=server.protocol,
-            logger=logger,
+            logger=logging.getLogger("pygls"),  # quiet: what it would print is a traceback of the client's mistake
             error_handler=server._report_server_error,
         )
     )

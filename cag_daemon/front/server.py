@@ -448,10 +448,12 @@ class CagServer(QuietServer):
             self.work_done_progress.begin(
                 token, types.WorkDoneProgressBegin(title="cag-daemon", message=status["message"], percentage=0)
             )
+            told = None
             while (status := status_of(self.session))["state"] in ("loading", "reading"):
-                self.work_done_progress.report(
-                    token, types.WorkDoneProgressReport(message=status["message"], percentage=_percentage(status))
-                )
+                report = types.WorkDoneProgressReport(message=status["message"], percentage=_percentage(status))
+                if report != told:
+                    self.work_done_progress.report(token, report)
+                    told = report
                 await asyncio.sleep(0.25)
             self.work_done_progress.end(token, types.WorkDoneProgressEnd(message=status["message"]))
             self.work_done_progress.tokens.pop(token, None)
