@@ -13,7 +13,7 @@ from tests.client import (
     Client,
     version_of,
 )
-from tests.daemon.conftest import LONG, SHORT, Daemons, at_rest
+from tests.daemon.conftest import LONG, MEDIUM, SHORT, Daemons, at_rest
 from tests.documents import LIGHTHOUSE
 
 QUESTION, EXPECTED = "Where is the logbook kept?", "oak chest"
@@ -175,21 +175,44 @@ def test_a_worker_killed_while_answering_costs_that_answer_only(slow: Client) ->
     assert slow.worker().pid != worker.pid
 
 
-def test_a_worker_killed_while_reading_does_not_read_that_text_again_by_itself(slow: Client) -> None:
+def kill_while_reading(client: Client) -> int:
+    """Kills the worker in the middle of a reading."""
+    client.wait_status(lambda status: status["state"] == "reading" and status["documents"][0].get("read", 0) > 0)
+    worker = client.worker()
+    worker.kill()
+    return worker.pid
+
+
+def test_a_worker_killed_while_reading_comes_back_and_the_question_is_answered(slow: Client) -> None:
+    slow.document.write_text(MEDIUM, encoding="utf-8")
+    pending = slow.ask("What?", maxNewTokens=3)
+    since = slow.mark()
+    killed = kill_while_reading(slow)
+    said = slow.wait_for(
+        lambda message: message.get("method") == "window/showMessage", since=since, what="a word about the worker's end"
+    )
+    assert "SIGKILL" in said["params"]["message"]
+    assert pending.result()["tokens"]["generated"] == 3
+    assert slow.worker().pid != killed
+
+
+def test_a_text_that_killed_two_workers_is_not_read_again_by_itself(slow: Client) -> None:
     slow.document.write_text(LONG, encoding="utf-8")
     pending = slow.ask("What?")
-    slow.wait_status(lambda status: status["state"] == "reading" and status["documents"][0].get("read", 0) > 0)
-    worker = slow.worker()
-    worker.kill()
+    since = slow.mark()
+    first = kill_while_reading(slow)
+    slow.wait_notification("cag/statusChanged", lambda status: status["state"] == "loading", since=since)
+    second = kill_while_reading(slow)
     error = pending.error()
-    assert error["code"] in (CANCELLED_BY_DAEMON, REQUEST_FAILED)
+    assert error["code"] == REQUEST_FAILED
+    assert error["data"]["reason"] == "outOfMemory"
     failed = slow.wait_status(lambda status: status["documents"][0]["state"] == "failed")
-    assert failed["documents"][0]["message"].strip()
+    assert "twice" in failed["documents"][0]["message"]
     again = slow.ask("What?").error()  # it would only be killed again
     assert again["code"] == REQUEST_FAILED
     slow.document.write_text(SHORT, encoding="utf-8")
     assert slow.ask("What?", maxNewTokens=3).result()["tokens"]["generated"] == 3
-    assert slow.worker().pid != worker.pid
+    assert slow.worker().pid not in (first, second)
     assert at_rest(slow.worker())
 
 
