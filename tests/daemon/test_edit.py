@@ -476,3 +476,26 @@ def test_refresh_says_what_it_kept_and_computed(client: Client) -> None:
     assert fresh["document"]["version"] == version_of(LIGHTHOUSE.changed(CHEST))
     assert fresh["tokens"]["kept"] + fresh["tokens"]["computed"] == fresh["tokens"]["total"] > 0
     assert client.document_status()["version"] == version_of(LIGHTHOUSE.changed(CHEST))
+
+
+def test_every_way_of_writing_is_seen_by_the_next_question_with_the_watcher_switched_off(
+    daemon: Daemons, tmp_path: Path
+) -> None:
+    blind = tmp_path / "blind"
+    blind.mkdir()
+    (blind / "sitecustomize.py").write_text(
+        "import cag_daemon.front.watch\ncag_daemon.front.watch.Watcher.watch = lambda self, path: None\n"
+    )
+    client = daemon(TEXT, env={"PYTHONPATH": str(blind)})
+    client.wait_status("ready")
+    for way in WAYS:
+        if way is by_vim and shutil.which("vim") is None:
+            continue
+        restore(client)
+        way(client.document, CHEST, LIGHTHOUSE.changed(CHEST))
+        assert sees(client, LIGHTHOUSE.changed(CHEST), CHEST), way.__name__
+    # Is it off? What nobody asks about is never read.
+    since = client.mark()
+    in_place(client.document, BOAT, LIGHTHOUSE.changed(BOAT))
+    with pytest.raises(AssertionError):
+        client.wait_notification("cag/documentChanged", timeout=3, since=since)

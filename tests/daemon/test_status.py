@@ -157,6 +157,17 @@ def test_a_client_without_progress_gets_none_and_a_killed_worker_comes_back(daem
         assert EXPECTED in result["answer"]
         assert client.worker().pid != worker.pid
 
+    # A worker that dies again and again is not started for ever; to refresh is to try once more.
+    for _ in range(2):
+        client.wait_status("ready")
+        client.worker().kill()
+        client.wait_status(lambda status: status["state"] in ("loading", "failed"))
+    failed = client.wait_status("failed")
+    assert "SIGKILL" in failed["message"]
+    assert client.ask(QUESTION).error()["data"]["reason"] == "modelFailed"
+    assert client.request("cag/refresh").result()["tokens"]["computed"] > 0
+    assert EXPECTED in client.answer(QUESTION)
+
     client.process.kill()  # the worker ends with the front
     client.wait_end()
     assert client.worker_pids() == []
@@ -196,7 +207,9 @@ def test_a_worker_killed_while_reading_comes_back_and_the_question_is_answered(s
     assert slow.worker().pid != killed
 
 
-def test_a_text_that_killed_two_workers_is_not_read_again_by_itself(slow: Client) -> None:
+def test_a_text_that_killed_two_workers_is_not_read_again_by_itself(daemon: Daemons, slow_flags: list[str]) -> None:
+    slow = daemon(SHORT, options={"refresh": "ask"}, flags=slow_flags)
+    slow.wait_status("ready")
     slow.document.write_text(LONG, encoding="utf-8")
     pending = slow.ask("What?")
     since = slow.mark()

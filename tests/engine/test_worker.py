@@ -252,7 +252,8 @@ def test_asks_are_served_and_jobs_cancelled_while_a_document_is_read(slow: Proce
     assert isinstance(slow.next(reading), Halted)
     assert time.monotonic() - began < 10
     assert isinstance(slow.next(behind), Prepared)
-    assert isinstance(slow.next(unanswerable), Halted)
+    ends = slow.of(unanswerable, *ENDS) or [slow.next(unanswerable)]
+    assert [type(end) for end in ends] == [Halted]
     # 3. The previous version still answers.
     assert slow.next(ask(slow, length=1)).version == "v1"
 
