@@ -7,6 +7,7 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
     doctor        what is installed, which model would be used and why
     front/        knows LSP, never imports torch
       server          one short handler per method; errors become codes; status goes out
+      announce        what goes out unasked: status, diagnostics, progress
       jsonrpc         LSP's manners: every request gets exactly one reply
       status          the state of a session, in the contract's words and the user's
       session         a workspace: folders, buffers, settings, questions

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,8 +20,9 @@ from pygls.uris import to_fs_path
 
 from cag_daemon import __version__
 from cag_daemon.config import FLAGS, KEYS, NOT_BUILT_YET, Problem, Settings, resolve
-from cag_daemon.errors import CagError, DocumentTooLong, InvalidParams, RequestFailed
+from cag_daemon.errors import CagError, InvalidParams, RequestFailed
 from cag_daemon.front import protocol
+from cag_daemon.front.announce import Announcer
 from cag_daemon.front.document import Document
 from cag_daemon.front.jsonrpc import Protocol, QuietServer, serve
 from cag_daemon.front.protocol import AskParams, AskResult, RefreshParams, RefreshResult, Status, parse
@@ -32,8 +32,6 @@ from cag_daemon.text import read
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_SECONDS = 0.1  # status goes out at most so often while only numbers change
-PATIENCE_SECONDS = 1.0  # work that lasts longer shows as progress in the editor
 PARENT_SECONDS = 0.5
 
 
@@ -149,12 +147,9 @@ class CagServer(QuietServer):
         self._asking: set[str] = set()
         self._starting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._status_timer: asyncio.TimerHandle | None = None
-        self._status_sent: tuple[Status | None, float] = (None, 0.0)
-        self._progress: asyncio.Task[None] | None = None
-        self._diagnosed: set[str] = set()
         settings, self._problems = resolve(flags, os.environ, {})
-        self.session = Session(settings, self.status_changed, self._document_changed, self._notice)
+        self.announcer = Announcer(self, lambda: self.session)
+        self.session = Session(settings, self.announcer.status_changed, self._document_changed, self._notice)
 
     # ── start and end ──
 
@@ -374,31 +369,6 @@ class CagServer(QuietServer):
 
     # ── what goes out ──
 
-    def status_changed(self) -> None:
-        """Send the status where it differs: at once, or a tenth of a second later where only numbers moved."""
-        if not self.protocol.listening or self._status_timer is not None:
-            return
-        before, sent = self._status_sent
-        now = status_of(self.session)
-        wait = sent + PROGRESS_SECONDS - time.monotonic()
-        if before is not None and wait > 0 and _outline(before) == _outline(now):
-            self._status_timer = asyncio.get_running_loop().call_later(wait, self._send_status)
-        else:
-            self._send_status()
-
-    def _send_status(self) -> None:
-        self._status_timer = None
-        if not self.protocol.listening:
-            return
-        now = status_of(self.session)
-        if _timeless(now) == _timeless(self._status_sent[0]):
-            return
-        self._status_sent = (now, time.monotonic())
-        self.protocol.notify(protocol.STATUS_CHANGED, now)
-        self._diagnose()
-        if now["state"] in ("loading", "reading") and self._progress is None and self._can_show_progress():
-            self._progress = self._spawn(self._show_progress())
-
     def _document_changed(self, cost: RefreshResult) -> None:
         self.protocol.notify(protocol.DOCUMENT_CHANGED, cost)
 
@@ -410,55 +380,6 @@ class CagServer(QuietServer):
 
     def _log(self, message: str) -> None:
         self.window_log_message(types.LogMessageParams(type=types.MessageType.Info, message=message))
-
-    def _diagnose(self) -> None:
-        """A line of information where the model stops seeing a document that is too long."""
-        wanted: dict[str, types.Diagnostic] = {}
-        for document in self.session.documents.values():
-            error = document.failure[1] if document.failure is not None else None
-            if isinstance(error, DocumentTooLong) and document.error is None and "line" in error.details:
-                line = int(error.details["line"])
-                start, end = types.Position(line, 0), types.Position(line + 1, 0)
-                wanted[document.uri] = types.Diagnostic(
-                    range=types.Range(start, end),
-                    message=error.message,
-                    severity=types.DiagnosticSeverity.Information,
-                    source="cag-daemon",
-                    code="documentTooLong",
-                )
-        for uri in sorted(self._diagnosed | set(wanted)):
-            self.text_document_publish_diagnostics(
-                types.PublishDiagnosticsParams(uri=uri, diagnostics=[wanted[uri]] if uri in wanted else [])
-            )
-        self._diagnosed = set(wanted)
-
-    def _can_show_progress(self) -> bool:
-        window = self.client_capabilities.window
-        return bool(window is not None and window.work_done_progress)
-
-    async def _show_progress(self) -> None:
-        """Loading and reading as the editor's own progress, once it has lasted a second."""
-        try:
-            await asyncio.sleep(PATIENCE_SECONDS)
-            status = status_of(self.session)
-            if status["state"] not in ("loading", "reading"):
-                return
-            token = f"cag-daemon/{time.monotonic_ns()}"
-            await self.work_done_progress.create_async(token)
-            self.work_done_progress.begin(
-                token, types.WorkDoneProgressBegin(title="cag-daemon", message=status["message"], percentage=0)
-            )
-            told = None
-            while (status := status_of(self.session))["state"] in ("loading", "reading"):
-                report = types.WorkDoneProgressReport(message=status["message"], percentage=_percentage(status))
-                if report != told:
-                    self.work_done_progress.report(token, report)
-                    told = report
-                await asyncio.sleep(0.25)
-            self.work_done_progress.end(token, types.WorkDoneProgressEnd(message=status["message"]))
-            self.work_done_progress.tokens.pop(token, None)
-        finally:
-            self._progress = None
 
 
 class _Where(protocol._Params):
@@ -509,23 +430,6 @@ def _argument(arguments: list[Any], index: int, name: str) -> Any:
     if len(arguments) <= index:
         raise InvalidParams(f"{name}: it is missing; it is argument {index + 1} of this command.", parameter=name)
     return arguments[index]
-
-
-def _timeless(status: Status | None) -> Any:
-    return None if status is None else {key: value for key, value in status.items() if key != "unloadsInSeconds"}
-
-
-def _outline(status: Status) -> Any:
-    """What of a status is more than progress."""
-    documents = [(each["uri"], each["state"], each.get("version"), each["source"]) for each in status["documents"]]
-    return status["state"], status["queue"], documents
-
-
-def _percentage(status: Status) -> int | None:
-    for document in status["documents"]:
-        if document["state"] == "reading" and document.get("tokens"):
-            return min(100, 100 * document.get("read", 0) // document["tokens"])
-    return None
 
 
 def run(stdin: BinaryIO, stdout: BinaryIO, flags: Mapping[str, Any]) -> int:
