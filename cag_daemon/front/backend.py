@@ -222,8 +222,9 @@ class Backend:
             )
             self._deaths.clear()
         self._fail_open(gone)
-        self._set("failed" if self.error else "stopped")
+        self.state = "failed" if self.error else "stopped"
         self._on_gone(gone)
+        self._on_change()
 
     def _hand_out(self, message: Message) -> None:
         if isinstance(message, messages.Dropped):

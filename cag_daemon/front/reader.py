@@ -7,6 +7,7 @@ newer text of its document, or for another document that is waited for; one that
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -94,20 +95,23 @@ class Reader:
         elif self._task is not None:
             self._preempt()
         elif self.running and (following := self._choose()) is not None:
-            self._task = asyncio.ensure_future(self._read(following))
-            self._task.add_done_callback(self._done)
+            assert following.text is not None
+            # From this moment on, not from when the task gets its turn: nobody shall be told "ready" in between.
+            following.reading = Reading(following.text, following.sequence)
+            self._task = asyncio.ensure_future(self._read(following, following.reading))
+            self._task.add_done_callback(functools.partial(self._done, following))
 
     def stop(self, document: Document | None = None) -> None:
         """Stop what is being read, or that only where it is this document."""
         if self._task is not None and (document is None or document.reading is not None):
             self._task.cancel()
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._task = None
+    def _done(self, document: Document, task: asyncio.Task[None]) -> None:
+        self._task = document.reading = None
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a reading failed in an unexpected way", exc_info=error)
-        self._on_status()
         self.next()
+        self._on_status()
 
     def _choose(self) -> Document | None:
         candidates = [document for document in self.documents if self._wants_reading(document)]
@@ -130,11 +134,9 @@ class Reader:
         if outdated or (following is not None and following is not current and following.waiters):
             self.stop(current)
 
-    async def _read(self, document: Document) -> None:
-        """Have the document's newest text read."""
-        text, sequence, force, settings = document.text, document.sequence, document.force, self.settings
-        assert text is not None
-        reading = document.reading = Reading(text, sequence)
+    async def _read(self, document: Document, reading: Reading) -> None:
+        """Have a text of the document read."""
+        text, sequence, force, settings = reading.text, reading.sequence, document.force, self.settings
         document.remember(text)
         self._on_status()
 
@@ -180,8 +182,6 @@ class Reader:
             cost = cost_of(document, prepared.kept, prepared.computed, prepared.milliseconds)
             self._on_document(cost)
             document.settle_waiters(sequence, cost)
-        finally:
-            document.reading = None
 
     def _died_reading(self, document: Document, reading: Reading, gone: WorkerGone) -> None:
         """The first death may be chance, and the text is tried again; the second is the text's doing."""

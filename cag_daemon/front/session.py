@@ -77,8 +77,9 @@ class Session:
         self._folders = list(folders)
         await self._arrange()
         self.started = self.reader.running = True
-        self._on_status()
         self.reader.next()
+        self._watch_idleness()
+        self._on_status()
 
     async def change_folders(self, added: Iterable[Path], removed: Iterable[Path]) -> None:
         """Folders came into the workspace or left it."""
@@ -104,8 +105,8 @@ class Session:
         if "document" in changed and self.started:
             await self._arrange()
         self._watch_idleness()
-        self._on_status()
         self.reader.next()
+        self._on_status()
 
     def close(self) -> None:
         """Give up every request and end the worker. Nothing can be asked afterwards."""
@@ -239,8 +240,8 @@ class Session:
         if document.known is not before and self.backend.error is not None:
             self.backend.retry()
         document.due = not self.unloaded and self.reader.is_due(document)
-        self._on_status()
         self.reader.next()
+        self._on_status()
 
     async def _text(self, document: Document) -> Text:
         """The document's text as it stands at this moment, or the error that says why there is none."""
@@ -409,8 +410,8 @@ class Session:
         for document in self.documents.values():
             document.held = None
             document.due = due and document.known is not None
-        self._on_status()
         self.reader.next()
+        self._on_status()
 
     @property
     def unloads_in(self) -> float | None:

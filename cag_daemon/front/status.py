@@ -39,7 +39,7 @@ def _state(session: Session) -> tuple[protocol.State, str]:
         return "starting", "Starting."
     if backend.error is not None:
         return "failed", backend.error.message
-    if backend.state == "loading":
+    if backend.model is None and (backend.state == "loading" or any(document.reading for document in documents)):
         return "loading", f"Loading the model ({session.settings.model})."
     if session.answering:
         return "answering", "Answering."
