@@ -479,7 +479,7 @@ MOUNTS = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 32 22 0:32 / /home/me/My\040Drive rw - fuse.rclone remote: rw
 33 22 0:33 / /net rw - autofs auto rw
 34 33 0:34 / /net rw - nfs4 server:/ rw
-35 22 0:35 / /work rw master:3 propagate_from:2 - overlay overlay rw
+35 22 0:35 / /srv rw master:3 propagate_from:2 - overlay overlay rw
 """
 
 
@@ -494,7 +494,7 @@ MOUNTS = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
         ("/mnt/c/local/x", True),
         ("/home/me/My Drive/docs", False),
         ("/net/x", False),
-        ("/work/x", True),
+        ("/srv/x", True),
     ],
 )
 def test_which_file_systems_send_events(folder, come):
