@@ -207,7 +207,9 @@ class Document:
             self._answered_from.pop(next(iter(self._answered_from)))
 
     def recall(self, version: str) -> Text | None:
-        """The text of a version that was read lately."""
+        """The text of a version that is held, or was read lately."""
+        if self.held is not None and self.held.text.version == version:
+            return self.held.text
         return self._answered_from.get(version)
 
 

@@ -273,6 +273,7 @@ class Session:
         async with self._request(document) as task:
             self._questions.add(task)
             answered = await self._answer(params, document, on_event)
+            text = document.recall(answered.version)  # now: a newer one may be held in a moment
             model = self.backend.model
             name, quantization = (model.name, model.quantization) if model is not None else ("", "none")
             await self._look(document)
@@ -282,7 +283,7 @@ class Session:
             return await asyncio.to_thread(
                 ask_result,
                 answered,
-                document.recall(answered.version),
+                text,
                 document.uri,
                 {"name": name, "quantization": quantization},
                 "current" if newest else "previous",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cag_daemon.errors import DocumentEmpty, DocumentNotFound, DocumentUnreadable
-from cag_daemon.front.document import SAVING_SECONDS, Document, OpenFile, file_key
+from cag_daemon.front.document import SAVING_SECONDS, Document, Held, OpenFile, file_key
 from cag_daemon.text import Buffer
 
 
@@ -171,3 +171,18 @@ def test_a_nul_in_the_editor_is_no_text_either(path):
     document = Document(path)
     look(document, (path, OpenFile(Buffer("No\0text."), dirty=True)))
     assert isinstance(document.error, DocumentUnreadable)
+
+
+def test_the_text_that_is_held_is_kept_for_citations_however_many_readings_were_overtaken(path):
+    document = Document(path)
+    look(document)
+    held = document.text
+    assert held is not None
+    document.remember(held)
+    document.held = Held(held, 1, None, tokens=3, limit=100, bytes=0)
+    for number in range(5):
+        path.write_text(f"Overtaken {number}.")
+        look(document)
+        assert document.text is not None
+        document.remember(document.text)
+    assert document.recall(held.version) is held
