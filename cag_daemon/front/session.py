@@ -351,7 +351,8 @@ class Session:
 
     def unload(self) -> None:
         """The model leaves memory now; the next question brings it back."""
-        self.unloaded = True
+        # Where a question waits for its text, it brings the model back at once.
+        self.unloaded = not any(document.waiters for document in self.documents.values())
         self._restart("workerRestarted", due=False)
 
     @contextlib.asynccontextmanager
