@@ -90,6 +90,14 @@ class Limit(Message):
 
 
 @dataclass(frozen=True)
+class Loading(Message):
+    """The model is loaded to about so many hundredths."""
+
+    job: int
+    percent: int
+
+
+@dataclass(frozen=True)
 class Loaded(Message):
     """The model is there.
 

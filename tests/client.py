@@ -123,10 +123,15 @@ DOCUMENT = {
     "maxTokens?": count,
     "bytes?": count,
     "secondsLeft?": number,
+    "reason?": str,
+    "cached?": {"version": hexadecimal, "tokens": count},
 }
 STATUS = {
     "state": STATES,
+    "short": str,
     "message": str,
+    "reason?": str,
+    "percent?": count,
     "model?": {
         "name": str,
         "device": str,
@@ -156,6 +161,7 @@ CHANGED = {
     "tokens": {"total": count, "kept": count, "computed": count},
     "milliseconds": number,
 }
+LOCATED = {"document": {"uri": str, "version": hexadecimal}, "citations": ANSWER["citations"]}
 PARTIAL = {"id": str, "seq": count, "text": str}
 REASONS = {
     CANCELLED_BY_DAEMON: {"shuttingDown", "workerRestarted", "settingsChanged"},
@@ -172,7 +178,7 @@ REASONS = {
 }
 NUMBERS = {"documentTooLong": {"tokens", "maxTokens", "line"}, "questionTooLong": {"tokens", "maxTokens"}}
 
-BY_METHOD = {"cag/ask": ANSWER, "cag/status": STATUS, "cag/refresh": CHANGED, "cag/unload": {}}
+BY_METHOD = {"cag/ask": ANSWER, "cag/status": STATUS, "cag/refresh": CHANGED, "cag/unload": {}, "cag/locate": LOCATED}
 BY_COMMAND = {"cag.ask": ANSWER, "cag.askSelection": ANSWER, "cag.refresh": CHANGED, "cag.status": STATUS}
 BY_NOTIFICATION = {"cag/partial": PARTIAL, "cag/statusChanged": STATUS, "cag/documentChanged": CHANGED}
 

@@ -200,6 +200,16 @@ def test_params_of_refresh_are_those_of_the_page() -> None:
     assert not any(field.is_required() for field in protocol.RefreshParams.model_fields.values())
 
 
+def test_params_and_result_of_locate_are_those_of_the_page() -> None:
+    (told,) = re.findall(r"### `cag/locate` `(\{.*?\})` → `(\{.*?\})`", PAGE)
+    params, result = map(shape, told)
+    required = {key for key, field in protocol.LocateParams.model_fields.items() if field.is_required()}
+    assert {key for key in params if not key.endswith("?")} == required
+    assert {key.strip("?") for key in params} == set(protocol.LocateParams.model_fields)
+    assert set(result) == shape_of(protocol.LocateResult)
+    assert set(result["document"]) == shape_of(protocol.Located)
+
+
 def test_the_result_of_ask_is_that_of_the_table() -> None:
     rows = {words(key)[0]: kind for key, kind, _ in table(section("`cag/ask`"), "result")}
     assert list(rows) == list(protocol.AskResult.__annotations__)
@@ -226,7 +236,7 @@ def test_the_result_of_ask_is_that_of_the_table() -> None:
 
 
 def status_shape() -> dict[str, Any]:
-    return shape(next(each for each in words(section("`cag/status`")) if each.startswith("{state, message")))
+    return shape(next(each for each in words(section("`cag/status`")) if each.startswith("{state, short, message")))
 
 
 def test_a_status_is_that_of_the_page() -> None:
@@ -247,6 +257,7 @@ def test_a_document_of_a_status_is_that_of_the_page() -> None:
     assert tuple(states) == get_args(protocol.DocumentState)
     assert tuple(sources) == get_args(get_type_hints(protocol.Document)["source"])
     assert set(shape(told)) == shape_of(protocol.Document)
+    assert set(shape(told)["cached?"]) == shape_of(protocol.Cached)
 
 
 def test_the_result_of_refresh_is_that_of_the_page_and_told_as_documentChanged() -> None:
@@ -259,7 +270,7 @@ def test_the_result_of_refresh_is_that_of_the_page_and_told_as_documentChanged()
 
 def test_the_methods_are_those_of_the_page() -> None:
     ours = {
-        *(protocol.ASK, protocol.STATUS, protocol.REFRESH, protocol.UNLOAD),
+        *(protocol.ASK, protocol.STATUS, protocol.REFRESH, protocol.LOCATE, protocol.UNLOAD),
         *(protocol.PARTIAL, protocol.STATUS_CHANGED, protocol.DOCUMENT_CHANGED),
     }
     assert set(re.findall(r"`(cag/\w+)", PAGE)) == ours

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 MODEL_TYPES = frozenset({"mistral", "ministral", "ministral3", "mistral3"})
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+# What loading is estimated by, to tell how far it has come: the two imports, and a common disk.
+IMPORT_SECONDS = 3.0
+BYTES_A_SECOND = 1e9
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -121,7 +124,11 @@ def check_folder(path: Path, name: str | None = None) -> None:
 
 
 def load_model(
-    model: str = "auto", device: str = "auto", dtype: str = "auto", threads: int | None = None
+    model: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    progress: Callable[[int], None] = lambda percent: None,
 ) -> LoadedModel:
     """Load a Mistral from disk.
 
@@ -131,6 +138,7 @@ def load_model(
         dtype: ``auto`` (the model's own, else bfloat16, or float16 where the device lacks it), ``float32``,
             ``bfloat16`` or ``float16``.
         threads: of the CPU; None: torch's choice.
+        progress: called with about how many hundredths are done, never fewer than before.
 
     Raises:
         ModelNotFound, ModelFailed, OutOfMemory: with a sentence for the user.
@@ -138,8 +146,15 @@ def load_model(
     folder = resolve_model(model)
     check_folder(folder.path, folder.name)
     os.environ.update(OFFLINE)  # read once, when huggingface_hub is imported
+    seconds = (
+        2 * IMPORT_SECONDS
+        + sum(each.stat().st_size for each in _weight_files(folder.path, folder.name)) / BYTES_A_SECOND
+    )
+    imports = round(100 * IMPORT_SECONDS / seconds)
+    progress(0)
     import torch
 
+    progress(imports)
     if threads:
         torch.set_num_threads(threads)
     spec = _spec(folder.path)
@@ -147,7 +162,11 @@ def load_model(
     kind = _dtype(spec.get("dtype", "auto") if dtype == "auto" else dtype, place)
     try:
         with out_of_memory(f"The model {folder.name} does not fit into the memory of {place}: choose a smaller one."):
-            loaded, tokenizer = _from_pretrained(folder, place, kind)
+            import transformers  # noqa: F401
+
+            progress(2 * imports)
+            with _counted(lambda part: progress(2 * imports + int(part * (100 - 2 * imports)))):
+                loaded, tokenizer = _from_pretrained(folder, place, kind)
     except CagError:
         raise
     except Exception as error:
@@ -227,6 +246,27 @@ def _from_pretrained(folder: ModelFolder, device: torch.device, dtype: torch.dty
             )
     tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
     return loaded.eval().requires_grad_(False), tokenizer
+
+
+@contextmanager
+def _counted(progress: Callable[[float], None]) -> Iterator[None]:
+    """Be told which part of the weights transformers has put in place."""
+    from transformers.utils import logging
+
+    def bar(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return count(args[0]) if args and kwargs.get("desc") == "Loading weights" else factory(*args, **kwargs)
+
+    def count(weights: Iterable[Any]) -> Iterator[Any]:
+        listed = list(weights)
+        for number, weight in enumerate(listed, 1):
+            yield weight
+            progress(number / len(listed))
+
+    before = logging.set_tqdm_hook(bar)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 def _in_hub_cache(model: str) -> Path:

@@ -113,8 +113,16 @@ class Worker:
         os.environ.update(OMP_NUM_THREADS=str(message.threads), OMP_WAIT_POLICY="PASSIVE")
         from cag_daemon.engine.model import load_model
 
+        last = -1
+
+        def progress(percent: int) -> None:
+            nonlocal last
+            if percent > last:
+                last = percent
+                self._send(messages.Loading(message.job, percent))
+
         try:
-            loaded = load_model(message.model, message.device, message.dtype, message.threads)
+            loaded = load_model(message.model, message.device, message.dtype, message.threads, progress)
             from cag_daemon.engine.engine import Engine
 
             self._engine = Engine(loaded, lambda document: self._send(messages.Dropped(document)))

@@ -105,7 +105,9 @@ class Announcer:
             )
             told = None
             while (status := status_of(self._session()))["state"] in ("loading", "reading"):
-                report = types.WorkDoneProgressReport(message=status["message"], percentage=_percentage(status))
+                # Of reading only: loading has a hundred per cent of its own, and a percentage may only rise.
+                percent = status.get("percent") if status["state"] == "reading" else None
+                report = types.WorkDoneProgressReport(message=status["message"], percentage=percent)
                 if report != told:
                     progress.report(token, report)
                     told = report
@@ -126,10 +128,3 @@ def _outline(status: Status) -> Any:
     """What of a status is more than progress."""
     documents = [(each["uri"], each["state"], each.get("version"), each["source"]) for each in status["documents"]]
     return status["state"], status["queue"], documents
-
-
-def _percentage(status: Status) -> int | None:
-    for document in status["documents"]:
-        if document["state"] == "reading" and document.get("tokens"):
-            return min(100, 100 * document.get("read", 0) // document["tokens"])
-    return None

@@ -71,6 +71,7 @@ class Backend:
         self.settings = settings
         self.state: BackendState = "stopped"
         self.model: Loaded | None = None
+        self.percent = 0  # of loading
         self.error: RequestFailed | None = None
         self._on_change, self._on_dropped, self._on_gone = on_change, on_dropped, on_gone
         self._process: Process | None = None
@@ -155,12 +156,15 @@ class Backend:
         self.model = None
 
     async def _load(self) -> None:
+        self.percent = 0
         self._set("loading")
         try:
             self._process = await self._spawn(self.settings)
             self._watching = asyncio.ensure_future(self._watch(self._process))
             wanted = self.settings
-            loaded = await self.run(Load(0, wanted.model, wanted.device, wanted.dtype, wanted.threads))
+            loaded = await self.run(
+                Load(0, wanted.model, wanted.device, wanted.dtype, wanted.threads), self._loaded_so_far
+            )
             assert isinstance(loaded, Loaded)
             self.limit_memory(wanted.memory_max_gigabytes)
             self.model = loaded
@@ -175,6 +179,11 @@ class Backend:
             # After a `stop` there may be another one already.
             if self._loading is asyncio.current_task():
                 self._loading = None
+
+    def _loaded_so_far(self, message: Message) -> None:
+        assert isinstance(message, messages.Loading)
+        self.percent = message.percent
+        self._on_change()
 
     def _fail(self, error: RequestFailed) -> None:
         self._loading = None

@@ -16,11 +16,15 @@ from cag_daemon.errors import InvalidParams
 from cag_daemon.text import Text, normalise
 
 PROTOCOL_VERSION = 1
-FEATURES = ("ask", "citations", "commands", "partial", "previous", "refresh", "selection", "status", "unload")
+FEATURES = (
+    *("ask", "citations", "commands", "locate", "partial", "previous"),
+    *("refresh", "selection", "short", "status", "unload"),
+)
 
 ASK = "cag/ask"
 STATUS = "cag/status"
 REFRESH = "cag/refresh"
+LOCATE = "cag/locate"
 UNLOAD = "cag/unload"
 PARTIAL = "cag/partial"
 STATUS_CHANGED = "cag/statusChanged"
@@ -90,6 +94,19 @@ class RefreshParams(_Params):
     force: bool | None = False
 
 
+class LocateParams(_Params):
+    """Params of ``cag/locate``."""
+
+    text: str
+    document: str | None = None
+
+    def checked(self) -> LocateParams:
+        """These params; `InvalidParams` where the text is blank."""
+        if not self.text.strip():
+            raise InvalidParams("text: it is blank; send words of an answer.", parameter="text")
+        return self
+
+
 P = TypeVar("P", bound=_Params)
 
 
@@ -122,12 +139,20 @@ class Model(TypedDict):
     chunk: int
 
 
+class Cached(TypedDict):
+    """The last whole cache of a document."""
+
+    version: str
+    tokens: int
+
+
 class Document(TypedDict):
     """A workspace folder's document, as ``cag/status`` tells it."""
 
     uri: str
     state: DocumentState
     message: NotRequired[str]
+    reason: NotRequired[str]
     version: NotRequired[str]
     source: Literal["disk", "buffer"]
     tokens: NotRequired[int]
@@ -135,13 +160,17 @@ class Document(TypedDict):
     maxTokens: NotRequired[int]
     bytes: NotRequired[int]
     secondsLeft: NotRequired[int]
+    cached: NotRequired[Cached]
 
 
 class Status(TypedDict):
     """The result of ``cag/status``, and the params of ``cag/statusChanged``."""
 
     state: State
+    short: str
     message: str
+    reason: NotRequired[str]
+    percent: NotRequired[int]
     model: NotRequired[Model]
     documents: list[Document]
     queue: int
@@ -179,6 +208,32 @@ class AskResult(TypedDict):
     milliseconds: dict[str, int]
 
 
+class Located(TypedDict):
+    """Which text of a document words were looked for in."""
+
+    uri: str
+    version: str
+
+
+class LocateResult(TypedDict):
+    """The result of ``cag/locate``."""
+
+    document: Located
+    citations: list[dict[str, Any]]
+
+
+def cite(words: str, text: Text, uri: str) -> list[dict[str, Any]]:
+    """Where the words stand in the text, as the contract's citations. In a long text it takes its time."""
+    return [
+        {
+            "answerRange": [each.answer_start, each.answer_end],
+            "location": {"uri": uri, "range": text.range(each.start, each.end)},
+            "match": "exact",
+        }
+        for each in citations.find(words, text)
+    ]
+
+
 def ask_result(
     answered: messages.Answered,
     text: Text | None,
@@ -194,15 +249,7 @@ def ask_result(
         "model": model,
         "document": {"uri": uri, "version": answered.version, "tokens": answered.cached},
         "snapshot": snapshot,
-        "citations": [
-            {
-                "answerRange": [each.answer_start, each.answer_end],
-                "location": {"uri": uri, "range": text.range(each.start, each.end)},
-                "match": "exact",
-            }
-            for each in (citations.find(answered.text, text) if text is not None else [])
-            if text is not None
-        ],
+        "citations": cite(answered.text, text, uri) if text is not None else [],
         "tokens": {
             "cached": answered.cached,
             "prompt": answered.prompt,

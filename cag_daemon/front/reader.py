@@ -56,13 +56,13 @@ class Reader:
         if document.held is None:
             return True
         refresh, saved = self.settings.refresh, document.source == "disk"
-        return refresh != "ask" and (saved or (refresh == "auto" and self._estimate(document) < UNASKED_SECONDS))
+        return refresh != "ask" and (saved or (refresh == "auto" and (self.estimate(document) or 0) < UNASKED_SECONDS))
 
-    def _estimate(self, document: Document) -> float:
-        """Seconds that reading the newest text will take, by what the last reading took."""
+    def estimate(self, document: Document) -> float | None:
+        """Seconds that reading the newest text will take, by what the last reading took; None: nobody knows yet."""
         held, text = document.held, document.text
         if held is None or text is None or not self._tokens_per_second:
-            return 0.0
+            return None
         tokens = held.tokens * len(text.normalised) / max(1, len(held.text.normalised))
         return tokens / self._tokens_per_second
 

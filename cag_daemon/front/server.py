@@ -25,7 +25,16 @@ from cag_daemon.front import protocol
 from cag_daemon.front.announce import Announcer
 from cag_daemon.front.document import Document
 from cag_daemon.front.jsonrpc import Protocol, QuietServer, serve
-from cag_daemon.front.protocol import AskParams, AskResult, RefreshParams, RefreshResult, Status, parse
+from cag_daemon.front.protocol import (
+    AskParams,
+    AskResult,
+    LocateParams,
+    LocateResult,
+    RefreshParams,
+    RefreshResult,
+    Status,
+    parse,
+)
 from cag_daemon.front.session import Session
 from cag_daemon.front.status import status_of
 from cag_daemon.text import read
@@ -111,6 +120,11 @@ class CagProtocol(Protocol):
     async def cag_refresh(self, params: Any) -> RefreshResult:
         """Read the document now."""
         return await self._server.refresh(params)
+
+    @lsp_method(protocol.LOCATE)
+    async def cag_locate(self, params: Any) -> LocateResult:
+        """Where words stand now."""
+        return await self._server.locate(params)
 
     @lsp_method(protocol.UNLOAD)
     async def cag_unload(self, params: Any) -> dict[str, Any]:
@@ -294,6 +308,12 @@ class CagServer(QuietServer):
         asked = parse(RefreshParams, params)
         session = await self._started()
         return await session.refresh(self._document(session, asked.document), bool(asked.force))
+
+    async def locate(self, params: Any) -> LocateResult:
+        """``cag/locate``."""
+        asked = parse(LocateParams, params).checked()
+        session = await self._started()
+        return await session.locate(self._document(session, asked.document), asked.text)
 
     async def unload(self) -> dict[str, Any]:
         """``cag/unload``."""

@@ -19,7 +19,7 @@ from cag_daemon.config import WORKER_FIELDS, Settings
 from cag_daemon.errors import CancelledByDaemon, DocumentNotFound, InvalidParams, RequestFailed
 from cag_daemon.front.backend import Backend, WorkerGone
 from cag_daemon.front.document import Document, OpenFile, file_key
-from cag_daemon.front.protocol import AskParams, AskResult, RefreshResult, ask_result
+from cag_daemon.front.protocol import AskParams, AskResult, LocateResult, RefreshResult, ask_result, cite
 from cag_daemon.front.reader import Reader, cost_of
 from cag_daemon.front.watch import Watcher
 from cag_daemon.text import Buffer, Text, normalise
@@ -348,6 +348,16 @@ class Session:
                 document.force = True
                 document.sequence += 1
             return await self.reader.wait(document)
+
+    async def locate(self, document: Document, words: str) -> LocateResult:
+        """Where words of an answer stand in the document's text as it is now.
+
+        Raises:
+            RequestFailed: there is no text now.
+        """
+        text = await self._text(document)
+        citations = await asyncio.to_thread(cite, words, text, document.uri)
+        return {"document": {"uri": document.uri, "version": text.version}, "citations": citations}
 
     def unload(self) -> None:
         """The model leaves memory now; the next question brings it back."""

@@ -234,3 +234,70 @@ def test_a_status_and_a_refresh_need_no_model_to_be_answered(bare: Client, metho
     reply = bare.request(method).reply(20)
     assert ("result" in reply) == (method == "cag/status")
     assert bare.worker_pids() == []
+
+
+# ── in a few words, for a status bar ────────────────────────────────────────────────────────
+
+
+def test_loading_tells_how_far_it_is(calm: Client) -> None:
+    told = [each["params"] for each in calm.messages("cag/statusChanged")]
+    loading = [each for each in told if each["state"] == "loading"]
+    percents = [each["percent"] for each in loading]
+    assert percents == sorted(percents)
+    assert {percent for percent in percents if 0 < percent < 100}, percents
+    assert all(each["short"] == f"loading {each['percent']} %" for each in loading)
+
+
+def test_ready_tells_how_much_of_what_fits_is_used(calm: Client) -> None:
+    status = calm.wait_status("ready")
+    (document,) = status["documents"]
+    assert status["short"] == f"ready · {document['tokens']} of 3.6k tokens"
+    assert document["cached"] == {"version": document["version"], "tokens": document["tokens"]}
+    assert "reason" not in status
+    assert "percent" not in status
+
+
+def test_what_is_missing_has_the_reason_of_an_error(bare: Client) -> None:
+    status = bare.wait_status("noDocument")
+    assert status["short"] == "no document"
+    assert status["reason"] == status["documents"][0]["reason"] == "documentNotFound"
+    assert "cached" not in status["documents"][0]
+
+
+def test_a_failure_has_the_reason_of_an_error(daemon: Daemons) -> None:
+    client = daemon(" \n")
+    status = client.wait_status("failed")
+    assert status["reason"] == status["documents"][0]["reason"] == "documentEmpty"
+    client.configure({"cag": {"model": "nowhere/at-all"}})
+    client.document.write_text(SHORT, encoding="utf-8")
+    status = client.wait_status(lambda status: status["state"] == "failed" and status["reason"] == "modelNotFound")
+    assert (status["short"], status["reason"]) == ("failed", "modelNotFound")
+    assert "reason" not in status["documents"][0]  # the text is all right
+
+
+def test_reading_tells_the_tokens_and_the_time_that_is_left(slow: Client) -> None:
+    before = slow.wait_status("ready")["documents"][0]["cached"]
+    slow.document.write_text(LONG, encoding="utf-8")
+    refresh = slow.request("cag/refresh", {})
+    params = slow.wait_notification(
+        "cag/statusChanged", lambda params: params["state"] == "reading" and params["documents"][0].get("secondsLeft")
+    )
+    (document,) = params["documents"]
+    numbers = f"reading {document['read']:,} of {document['tokens']:,} tokens, "
+    assert params["short"].startswith(numbers)
+    assert params["percent"] == 100 * document["read"] // document["tokens"]
+    assert document["cached"] == before  # what a question that may not wait is answered from
+    refresh.cancel()
+    slow.document.write_text(SHORT, encoding="utf-8")
+
+
+def test_a_text_that_waits_tells_how_long_its_reading_would_take(slow: Client) -> None:
+    held = slow.wait_status("ready")["documents"][0]["version"]
+    slow.document.write_text(LONG, encoding="utf-8")
+    status = slow.wait_status(lambda status: status["documents"][0]["version"] != held)
+    (document,) = status["documents"]
+    assert document["state"] == "waiting"
+    assert document["secondsLeft"] > 5
+    assert document["cached"]["version"] == held
+    assert status["short"].endswith(" · text changed")
+    slow.document.write_text(SHORT, encoding="utf-8")
