@@ -21,7 +21,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PATH that holds ``cag-daemon``: this checkout's, whatever copy is installed."""
     folder = tmp_path_factory.mktemp("bin")
     script = folder / "cag-daemon"
-    script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -P -m cag_daemon "$@"\n', "utf-8")
+    script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m cag_daemon "$@"\n', "utf-8")
     script.chmod(0o755)
     return folder
 
