@@ -7,6 +7,15 @@ local PATIENCE_MS = 45000
 ---@type { name: string, run: fun() }[]
 local cases = {}
 
+--- Have the daemon started where there is a document: by what each version of Neovim has for that.
+function M.enable()
+  if vim.lsp.enable then
+    vim.lsp.enable('cag')
+  else
+    require('cag').setup()
+  end
+end
+
 --- All that was notified, in order.
 ---@type { message: string, level: integer }[]
 M.notices = {}
@@ -40,9 +49,7 @@ function M.run(file, results)
     write({ case = each.name, problem = not good and tostring(why) or nil, seconds = (vim.uv.hrtime() - began) / 1e9 })
   end
   out:close()
-  if vim.env.CAG_END ~= 'stay' then
-    vim.cmd('qa!')
-  end
+  vim.cmd('qa!')
 end
 
 function M.is(found, expected, what)
@@ -102,10 +109,24 @@ function M.scene()
   for _, win in ipairs(vim.api.nvim_list_wins()) do
     local buf = vim.api.nvim_win_get_buf(win)
     local lines = vim.api.nvim_buf_get_lines(buf, 0, 40, false)
-    table.insert(parts, ('window %d, %s:\n  %s'):format(win, vim.api.nvim_buf_get_name(buf), table.concat(lines, '\n  ')))
+    table.insert(
+      parts,
+      ('window %d, %s:\n  %s'):format(win, vim.api.nvim_buf_get_name(buf), table.concat(lines, '\n  '))
+    )
   end
   table.insert(parts, 'status: ' .. require('cag').status())
   return table.concat(parts, '\n')
+end
+
+--- The one sentence that was notified, and its level.
+function M.told(level, part)
+  M.wait('a notice with ' .. part, function()
+    return #M.notices > 0
+  end, 10000)
+  M.is(#M.notices, 1, 'notices ' .. vim.inspect(M.notices))
+  M.has(M.notices[1].message, part)
+  M.is(M.notices[1].level, level, 'level of ' .. M.notices[1].message)
+  M.notices = {}
 end
 
 --- Keys as they are typed, mappings included.
@@ -168,7 +189,7 @@ end
 
 -- ── the project ──
 
-M.project = vim.env.CAG_PROJECT
+M.project = vim.env.TEST_PROJECT
 
 function M.read(name)
   local file = assert(io.open(M.project .. '/' .. name, 'rb'))
@@ -189,6 +210,14 @@ end
 
 function M.clients()
   return vim.lsp.get_clients({ name = 'cag' })
+end
+
+--- Send a notification: a client's methods were functions up to Neovim 0.10.
+function M.notify(client, method, params)
+  if vim.fn.has('nvim-0.11') == 1 then
+    return client:notify(method, params)
+  end
+  return client.notify(method, params)
 end
 
 function M.state()

@@ -1,9 +1,9 @@
 -- A Neovim that knows this plugin and nothing of the user's. It runs the cases of one file and writes down what
 -- became of each: a line of JSON a case.
--- Environment: CAG_PLUGIN, the plugin's folder; CAG_CASES, the file; CAG_RESULTS, where to write.
+-- Environment: TEST_PLUGIN, the plugin's folder; TEST_CASES, the file; TEST_RESULTS, where to write.
 
-vim.opt.runtimepath:prepend(vim.env.CAG_PLUGIN)
-package.path = vim.fs.dirname(vim.env.CAG_CASES) .. '/?.lua;' .. package.path
+vim.opt.runtimepath:prepend(vim.env.TEST_PLUGIN)
+package.path = vim.fs.dirname(vim.env.TEST_CASES) .. '/?.lua;' .. package.path
 vim.o.swapfile = false
 vim.o.shadafile = 'NONE'
 vim.o.more = false
@@ -14,7 +14,7 @@ local t = require('harness')
 vim.api.nvim_create_autocmd('VimEnter', {
   callback = function()
     vim.schedule(function()
-      t.run(vim.env.CAG_CASES, vim.env.CAG_RESULTS)
+      t.run(vim.env.TEST_CASES, vim.env.TEST_RESULTS)
     end)
   end,
 })

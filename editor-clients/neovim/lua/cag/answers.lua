@@ -313,12 +313,7 @@ end
 ---@return boolean
 local function could_be_earlier(answer)
   local document = status.document(answer.client_id, answer.document)
-  if
-    answer.previous
-    or not document
-    or not document.cached
-    or document.cached.version == document.version
-  then
+  if answer.previous or not document or not document.cached or document.cached.version == document.version then
     return false
   end
   if document.state ~= 'reading' and document.state ~= 'waiting' then

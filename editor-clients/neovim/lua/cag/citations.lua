@@ -146,11 +146,14 @@ end
 ---@param answer cag.Answer
 ---@param citation cag.Citation
 ---@param origin? integer The window that the question came from.
-function M.jump(answer, citation, origin)
+---@param on_found? fun() Called before the place is shown.
+function M.jump(answer, citation, origin, on_found)
+  on_found = on_found or function() end
   local words = words_of(answer, citation)
   local bufnr = buffer_of(citation.location.uri)
   local place = place_of(bufnr, citation.location.range)
   if text.squeezed(text_at(bufnr, place)) == text.squeezed(words) then
+    on_found()
     return show(bufnr, place, origin)
   end
   locate(answer, citation.location.uri, words, function(citations)
@@ -163,6 +166,7 @@ function M.jump(answer, citation, origin)
       return notice.info(('these words are no longer in %s'):format(name))
     end
     local found = buffer_of(best.location.uri)
+    on_found()
     show(found, place_of(found, best.location.range), origin)
     if #text.slice(words, best.answerRange[1], best.answerRange[2]) < #vim.trim(words) then
       notice.info(('only these of the cited words are still in %s'):format(name))

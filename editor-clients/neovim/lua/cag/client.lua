@@ -193,10 +193,8 @@ function M.pick(bufnr)
   if client then
     return client
   end
-  local where = vim.startswith(name, '/') and ''
-    or (' in %s or above it'):format(vim.fn.fnamemodify(folder, ':~'))
-  local message =
-    'there is no %s%s to ask about: create it, or name another file in the setting document (:help cag-document)'
+  local where = vim.startswith(name, '/') and '' or (' in %s or above it'):format(vim.fn.fnamemodify(folder, ':~'))
+  local message = 'there is no %s%s: create it, or name another file in the setting document (:help cag-document)'
   return nil, message:format(name, where), vim.log.levels.WARN
 end
 

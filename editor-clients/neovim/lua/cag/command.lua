@@ -57,8 +57,7 @@ M.subcommands = {
     words = true,
     range = true,
     run = function(words, command)
-      local selection = command.range > 0 and require('cag.selection').of_range(command.line1, command.line2)
-        or nil
+      local selection = command.range > 0 and require('cag.selection').of_range(command.line1, command.line2) or nil
       require('cag').ask(words, { selection = selection })
     end,
     complete = function(words)

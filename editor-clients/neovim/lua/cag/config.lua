@@ -197,8 +197,7 @@ function M.get()
     if type(global) == 'function' then
       global = global()
     end
-    global = check('vim.g.cag', global, type(global) == 'table', 'a table, or a function that gives one')
-      or {}
+    global = check('vim.g.cag', global, type(global) == 'table', 'a table, or a function that gives one') or {}
     options = checked(vim.tbl_deep_extend('force', global, given or {}))
   end
   return options

@@ -38,8 +38,7 @@ end
 local function hints(scene)
   local wanted
   if scene.running then
-    wanted =
-      { { 'stop', 'stop' }, scene.offered and { 'previous', 'earlier version' } or { 'close', 'close' } }
+    wanted = { { 'stop', 'stop' }, scene.offered and { 'previous', 'earlier version' } or { 'close', 'close' } }
   else
     wanted = { scene.cited and { 'jump', 'go there' } or { 'again', 'ask again' }, { 'close', 'close' } }
   end

@@ -44,9 +44,7 @@ local function check_plugin()
   end
   local file = vim.api.nvim_get_runtime_file('lua/cag/health.lua', false)[1]
   local folder = vim.fs.dirname(vim.fs.dirname(vim.fs.dirname(file)))
-  health.ok(
-    ('plugin %s, protocol %d, in %s'):format(protocol.PLUGIN_VERSION, protocol.PROTOCOL_VERSION, folder)
-  )
+  health.ok(('plugin %s, protocol %d, in %s'):format(protocol.PLUGIN_VERSION, protocol.PROTOCOL_VERSION, folder))
   if vim.g.loaded_cag == nil then
     health.warn('plugin/cag.lua was not sourced, so there is no :Cag')
   end
@@ -81,10 +79,7 @@ local function check_program(resolved, root)
   local version = run({ program, '--version' }, VERSION_MS)
   if version.code ~= 0 then
     return health.error(
-      ('%s --version failed (%s)'):format(
-        program,
-        vim.trim(version.stderr ~= '' and version.stderr or 'no word')
-      ),
+      ('%s --version failed (%s)'):format(program, vim.trim(version.stderr ~= '' and version.stderr or 'no word')),
       { 'Install it anew: ' .. find.install_command() }
     )
   end
@@ -92,8 +87,7 @@ local function check_program(resolved, root)
   local doctor = run(vim.list_extend({ program, 'doctor', '--json' }, flags_of(resolved)), DOCTOR_MS, root)
   local ok, report = pcall(vim.json.decode, doctor.stdout)
   if not ok or type(report) ~= 'table' or type(report.findings) ~= 'table' then
-    local why = doctor.code == 124 and ('no answer within %d s'):format(DOCTOR_MS / 1000)
-      or vim.trim(doctor.stderr)
+    local why = doctor.code == 124 and ('no answer within %d s'):format(DOCTOR_MS / 1000) or vim.trim(doctor.stderr)
     return health.warn(('cag-daemon doctor failed: %s'):format(why))
   end
   local say = { ok = health.ok, note = health.warn, problem = health.error }
@@ -152,12 +146,9 @@ local function check_here(resolved, bufnr, root)
         { "Call vim.lsp.enable('cag'), or require('cag').setup() on Neovim 0.10." }
       )
     end
-    return health.warn(
-      ('%s: there is %s in %s, but no daemon runs; :Cag restart starts it'):format(what, name, root)
-    )
+    return health.warn(('%s: there is %s in %s, but no daemon runs; :Cag restart starts it'):format(what, name, root))
   end
-  local where = path and vim.fn.fnamemodify(vim.fs.dirname(path), ':~')
-    or vim.fn.fnamemodify(vim.fn.getcwd(), ':~')
+  local where = path and vim.fn.fnamemodify(vim.fs.dirname(path), ':~') or vim.fn.fnamemodify(vim.fn.getcwd(), ':~')
   health.info(('%s: there is no %s in %s or above it, so nothing starts here'):format(what, name, where))
 end
 

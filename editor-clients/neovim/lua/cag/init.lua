@@ -151,10 +151,7 @@ function M.refresh(options)
     local text = require('cag.text')
     notice().info(
       result.tokens.computed == 0 and 'the document was read already'
-        or ('%s tokens read in %s'):format(
-          text.count(result.tokens.computed),
-          text.duration(result.milliseconds)
-        )
+        or ('%s tokens read in %s'):format(text.count(result.tokens.computed), text.duration(result.milliseconds))
     )
   end)
 end

@@ -17,11 +17,16 @@ M.LEVELS = {
   workerRestarted = LEVELS.WARN,
 }
 
---- One failure reaches us twice: as a status and as the reply to a question. Seconds within which it is told once.
-local TWICE_SECONDS = 3
+--- One failure reaches us as a status and as the reply to a question: within so many seconds it is told once.
+local TWIN_SECONDS = 3
 
 local told = {} ---@type table<string, true>
-local last = { message = '', at = 0 } ---@type { message: string, at: number }
+local twin = { message = '', at = 0 } ---@type { message: string, at: number }
+
+---@return number
+local function seconds()
+  return vim.uv.hrtime() / 1e9
+end
 
 ---@param message string
 ---@param level integer
@@ -44,25 +49,32 @@ function M.error(message)
   notify(message, LEVELS.ERROR)
 end
 
---- Tell something once a session, or once until `forget`.
+--- Tell something once, until `forget`.
 ---@param message string
 ---@param level integer
 function M.once(message, level)
   if not told[message] then
     told[message] = true
-    M.failure(message, level)
+    notify(message, level)
   end
 end
 
---- Tell why something failed.
+--- Tell why the daemon has failed: once, however often it is started again.
+---@param message string
+---@param level integer
+function M.failed(message, level)
+  twin = { message = message, at = seconds() }
+  M.once(message, level)
+end
+
+--- Tell why what the user wanted could not be done.
 ---@param message string
 ---@param level integer
 function M.failure(message, level)
-  local now = vim.uv.hrtime() / 1e9
-  if message == last.message and now - last.at < TWICE_SECONDS then
+  if message == twin.message and seconds() - twin.at < TWIN_SECONDS then
     return
   end
-  last = { message = message, at = now }
+  told[message] = true
   notify(message, level)
 end
 

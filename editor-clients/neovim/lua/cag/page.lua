@@ -119,12 +119,8 @@ local function add_question(page, answer)
   local selection = answer.selection
   if selection then
     local first, last = selection.range.start.line + 1, selection.range['end'].line + 1
-    local name = vim.startswith(selection.uri, 'file:') and M.name_of(selection.uri, answer.root)
-      or 'a buffer'
-    page:add(
-      ('about %s:%s'):format(name, first == last and first or ('%d–%d'):format(first, last)),
-      'CagNote'
-    )
+    local name = vim.startswith(selection.uri, 'file:') and M.name_of(selection.uri, answer.root) or 'a buffer'
+    page:add(('about %s:%s'):format(name, first == last and first or ('%d–%d'):format(first, last)), 'CagNote')
   end
   page:gap()
 end
@@ -148,18 +144,12 @@ local function add_citations(page, answer, result, width)
     local row, col = place(page, answer.text, from)
     local end_row, end_col = place(page, answer.text, to)
     page:mark('CagCited', row, col, end_row, end_col)
-    table.insert(
-      page.spots,
-      { row = row, col = col, end_row = end_row, end_col = end_col, citation = citation }
-    )
+    table.insert(page.spots, { row = row, col = col, end_row = end_row, end_col = end_col, citation = citation })
   end
   page:gap()
   page.places_row = #page.lines
   for _, citation in ipairs(citations) do
-    local name = ('%s:%d'):format(
-      M.name_of(citation.location.uri, answer.root),
-      citation.location.range.start.line + 1
-    )
+    local name = ('%s:%d'):format(M.name_of(citation.location.uri, answer.root), citation.location.range.start.line + 1)
     local words = text.squeezed(text.slice(answer.text, citation.answerRange[1], citation.answerRange[2]))
     local room = math.max(width - vim.fn.strdisplaywidth(name) - 4, 16)
     local line = ('%s  "%s"'):format(name, text.fit(words, room))
@@ -179,10 +169,7 @@ local function add_notes(page, answer)
     page:add(('stopped – %s asks again'):format(how('again')), 'CagNote')
   elseif answer.state == 'failed' and answer.problem then
     page:gap()
-    page:add(
-      answer.problem.message,
-      answer.problem.level >= vim.log.levels.ERROR and 'CagError' or 'CagWarning'
-    )
+    page:add(answer.problem.message, answer.problem.level >= vim.log.levels.ERROR and 'CagError' or 'CagWarning')
   end
   if not result then
     return

@@ -42,8 +42,7 @@ function M.of(answer)
   if result then
     local now = status.of(answer.client_id)
     local model = now and now.model and (', %s, %s'):format(now.model.device, now.model.dtype) or ''
-    local name = result.model.name:match('^[~/\\]') and vim.fs.basename(result.model.name)
-      or result.model.name
+    local name = result.model.name:match('^[~/\\]') and vim.fs.basename(result.model.name) or result.model.name
     add('- model: %s, quantization %s%s', name, result.model.quantization, model)
     add(
       '- document: version %s, %d tokens, %s%s',

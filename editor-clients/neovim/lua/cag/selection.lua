@@ -10,8 +10,7 @@ local BLOCK = '\22'
 ---@param bufnr integer
 ---@return string
 local function uri_of(bufnr)
-  return vim.api.nvim_buf_get_name(bufnr) ~= '' and vim.uri_from_bufnr(bufnr)
-    or ('untitled:buffer-%d'):format(bufnr)
+  return vim.api.nvim_buf_get_name(bufnr) ~= '' and vim.uri_from_bufnr(bufnr) or ('untitled:buffer-%d'):format(bufnr)
 end
 
 ---@param bufnr integer

@@ -173,8 +173,7 @@ function M.mismatch(said, version, program)
   if speaks == protocol.PROTOCOL_VERSION then
     return ('%s is older than this plugin, and lacks %s; %s'):format(name, table.concat(lacks, ', '), upgrade)
   end
-  local step = speaks > protocol.PROTOCOL_VERSION
-      and 'take the plugin that came with it: cag-daemon client neovim'
+  local step = speaks > protocol.PROTOCOL_VERSION and 'take the plugin that came with it: cag-daemon client neovim'
     or upgrade
   return ('%s speaks version %d of the protocol, %s; %s'):format(name, speaks, ours, step)
 end

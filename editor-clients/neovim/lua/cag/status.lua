@@ -26,7 +26,7 @@ end
 function M.changed(client_id, status)
   latest[client_id] = status
   if status.state == 'failed' then
-    notice.once(status.message, notice.level(status.reason))
+    notice.failed(status.message, notice.level(status.reason))
   end
   require('cag.answers').status_changed(client_id)
   announce(client_id)

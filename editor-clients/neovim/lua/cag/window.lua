@@ -220,10 +220,11 @@ end
 local function jump()
   local it, citation, answer = open_view(), citation_here(), shown
   if it and citation and answer then
-    if is_float(it.win) then
-      M.hide() -- it would lie on what is to be seen
-    end
-    require('cag.citations').jump(answer, citation, it.origin)
+    require('cag.citations').jump(answer, citation, it.origin, function()
+      if open_view() == it and is_float(it.win) then
+        M.hide() -- it would lie on what is to be seen
+      end
+    end)
   end
 end
 
