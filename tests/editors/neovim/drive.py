@@ -11,20 +11,21 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.client import ROOT, still_alive
+from tests.client import ENDS_WITHIN, ROOT, SLACK, still_alive
 from tests.editors.conftest import EXAMPLE, daemons_of
 from tests.editors.found import need
 
 PLUGIN = ROOT / "editor-clients" / "neovim"
 HERE = Path(__file__).resolve().parent
-NO_ERROR = "no error is printed"
+GOOD_END = "it prints no error, ends at once, and leaves nothing behind"
 ERROR = re.compile(r"\bE\d{2,4}:|Error (?:executing|detected|in)|stack traceback|attempt to \w+ ")
 
 PATIENCE = 110
@@ -45,7 +46,7 @@ def cases(*files: str, without: Sequence[str] = ()) -> list[Any]:
         code = (HERE / f"{file}.lua").read_text("utf-8")
         names = re.findall(r"^t\.case\('(.+)', function", code, re.MULTILINE)
         assert 0 < len(set(names)) == code.count("t.case("), f"{file}: a case's name is not on its first line, or twice"
-        for name in (*names, NO_ERROR):
+        for name in (*names, GOOD_END):
             if name not in without:
                 found.append(pytest.param(Case(file, name), id=f"{file}: {name}"))
     return found
@@ -56,8 +57,8 @@ def neovim(version: str) -> Path:
     return need(f"nvim-{version}/bin/nvim")
 
 
-def home_of(folder: Path, programs: Path | None) -> dict[str, str]:
-    """An environment that knows nothing of the user; with the daemon on PATH, or without any."""
+def home_of(folder: Path, programs: Path) -> dict[str, str]:
+    """An environment that knows nothing of the user, with the daemon on PATH."""
     home = folder / "home"
     places = {"XDG_CONFIG_HOME": ".config", "XDG_DATA_HOME": ".local/share", "XDG_STATE_HOME": ".local/state"}
     places |= {"XDG_CACHE_HOME": ".cache", "XDG_RUNTIME_DIR": ".run"}
@@ -65,9 +66,27 @@ def home_of(folder: Path, programs: Path | None) -> dict[str, str]:
         (home / place).mkdir(parents=True, mode=0o700, exist_ok=True)
     hidden = ("CAG_", "XDG_", "NVIM", "PYTHON", "VIM")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-    path = "/usr/bin:/bin" if programs is None else f"{programs}{os.pathsep}/usr/bin:/bin"
+    path = os.pathsep.join([str(programs), "/usr/bin", "/bin"])
     found = {name: str(home / place) for name, place in places.items()}
     return kept | {"HOME": str(home), "PATH": path, "NVIM_LOG_FILE": str(home / "nvim.log")} | found
+
+
+def start(version: str, file: str, folder: Path, programs: Path, more: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """An editor that runs a file of cases in ``folder/project``, and writes ``results.jsonl`` and ``log.txt``."""
+    project = folder / "project"
+    project.mkdir(parents=True)
+    shutil.copy(EXAMPLE, project / "document.txt")
+    (project / "notes.md").write_text("# Notes\n\nWho donated the lathe?\n", encoding="utf-8")
+    environment = home_of(folder, programs) | {
+        "TEST_PLUGIN": str(PLUGIN),
+        "TEST_CASES": str(HERE / f"{file}.lua"),
+        "TEST_RESULTS": str(folder / "results.jsonl"),
+        "TEST_PROJECT": str(project),
+        **more,
+    }
+    command = [str(neovim(version)), "--headless", "-u", str(HERE / "init.lua"), "-i", "NONE"]
+    with (folder / "log.txt").open("wb") as log:
+        return subprocess.Popen(command, cwd=project, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 class Editors:
@@ -78,11 +97,11 @@ class Editors:
         self._programs = programs
         self._runs: dict[tuple[str, str], tuple[dict[str, str | None], str]] = {}
 
-    def check(self, version: str, case: Case, more: Callable[[], Mapping[str, str]] = dict) -> None:
+    def check(self, version: str, case: Case, more: Mapping[str, str] | None = None) -> None:
         """Fails where the case failed, or did not run; ``more``: variables of the environment for its file."""
         key = (version, case.file)
         if key not in self._runs:
-            self._runs[key] = self._run(version, case.file, more())
+            self._runs[key] = self._run(version, case.file, more or {})
         results, log = self._runs[key]
         if "*" in results:
             pytest.fail(f"{case.file}.lua: {results['*']}\n{log[-4000:]}")
@@ -93,45 +112,27 @@ class Editors:
 
     def _run(self, version: str, file: str, more: Mapping[str, str]) -> tuple[dict[str, str | None], str]:
         folder = self._base / f"{file}-{version}"
-        project = folder / "project"
-        project.mkdir(parents=True)
-        shutil.copy(EXAMPLE, project / "document.txt")
-        (project / "notes.md").write_text("# Notes\n\nWho donated the lathe?\n", encoding="utf-8")
+        folder.mkdir()
+        process = start(version, file, folder, self._programs, more)
         results = folder / "results.jsonl"
-        environment = home_of(folder, self._programs) | {
-            "TEST_PLUGIN": str(PLUGIN),
-            "TEST_CASES": str(HERE / f"{file}.lua"),
-            "TEST_RESULTS": str(results),
-            "TEST_PROJECT": str(project),
-            **more,
-        }
-        command = [str(neovim(version)), "--headless", "-u", str(HERE / "init.lua"), "-i", "NONE"]
-        with (folder / "log.txt").open("wb") as log:
-            process = subprocess.Popen(
-                command, cwd=project, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-            try:
-                code: int | str = process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                code = f"still there after {PATIENCE} s"
-            finally:
-                process.kill()
-                process.wait()
-        left = still_alive(daemons_of(folder), 5)
+        try:
+            code: int | str = process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            code = f"none after {PATIENCE} s"
+        finally:
+            process.kill()
+            process.wait()
+        ended = time.time()
+        left = still_alive(daemons_of(folder), ENDS_WITHIN + SLACK)
         for each in left:
             each.kill()
         said = (folder / "log.txt").read_text("utf-8", errors="replace")
         lines = results.read_text("utf-8").splitlines() if results.exists() else []
-        found: dict[str, str | None] = {}
-        for line in map(json.loads, lines):
-            found[line["case"]] = line.get("problem")
-        found[NO_ERROR] = None
-        if left or code != 0 or ERROR.search(said):
-            found[NO_ERROR] = f"exit code {code}; left behind: {left}; printed:\n{said[-6000:]}"
+        found: dict[str, str | None] = {line["case"]: line.get("problem") for line in map(json.loads, lines)}
+        problems = [f"left behind: {left}"] if left else []
+        problems += [f"exit code: {code}"] if code != 0 else []
+        problems += [f"printed:\n{said[-6000:]}"] if ERROR.search(said) else []
+        if lines and (took := ended - results.stat().st_mtime) > SLACK:
+            problems.append(f"it took {took:.1f} s to end")
+        found[GOOD_END] = "\n".join(problems) or None
         return found, said
-
-
-@pytest.fixture(scope="module")
-def editors(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Iterator[Editors]:
-    """The editors that a module's cases share."""
-    yield Editors(tmp_path_factory.mktemp("neovim"), programs)

@@ -272,10 +272,10 @@ end
 -- ── the end ──
 
 --- Hook: the daemon's process has ended.
----@param client_id integer
 ---@param code integer
 ---@param signal integer
-function M.ended(client_id, code, signal)
+---@param client_id integer
+function M.ended(code, signal, client_id)
   local record = records[client_id]
   records[client_id] = nil
   local how = signal ~= 0 and ('signal %d'):format(signal) or ('exit code %d'):format(code)

@@ -87,8 +87,9 @@ end
 --- What the answer waits for.
 ---@param answer cag.Answer
 ---@param status? cag.Status
+---@param document? cag.DocumentStatus
 ---@return string
-local function waiting_for(answer, status)
+local function waiting_for(answer, status, document)
   if not answer.request_id or not status then
     return 'starting cag-daemon'
   end
@@ -97,6 +98,9 @@ local function waiting_for(answer, status)
   end
   if vim.tbl_contains({ 'starting', 'loading', 'reading' }, status.state) then
     return status.short
+  end
+  if document and document.state == 'waiting' then
+    return ('%s is to be read first'):format(M.name_of(document.uri, answer.root))
   end
   return 'asking'
 end
@@ -231,7 +235,7 @@ end
 
 --- The page of an answer.
 ---@param answer cag.Answer
----@param options { width: integer, status?: cag.Status, help?: boolean }
+---@param options { width: integer, status?: cag.Status, document?: cag.DocumentStatus, help?: boolean }
 ---@return cag.Page
 function M.of(answer, options)
   local page = setmetatable({ lines = {}, marks = {}, spots = {}, answer_row = 0 }, Page)
@@ -241,7 +245,7 @@ function M.of(answer, options)
     page:add(answer.text)
   end
   if answer.state == 'waiting' then
-    page:add(waiting_for(answer, options.status) .. ' …', 'CagNote')
+    page:add(waiting_for(answer, options.status, options.document) .. ' …', 'CagNote')
     if answer.offered then
       page:add(('%s answers at once, from the earlier version'):format(how('previous')), 'CagHint')
     end

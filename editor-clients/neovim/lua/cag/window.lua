@@ -160,6 +160,7 @@ function M.draw(answer)
   local new = page.of(answer, {
     width = info.width - info.textoff,
     status = status.of(answer.client_id),
+    document = status.document(answer.client_id, answer.document),
     help = help,
   })
   drawn = new
