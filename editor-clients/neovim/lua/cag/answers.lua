@@ -339,10 +339,11 @@ end
 --- The daemon has ended: nothing more will come.
 ---@param client_id integer
 ---@param message string
-function M.gone(client_id, message)
+---@param level integer
+function M.gone(client_id, message, level)
   local answer = M.running()
   if answer and answer.client_id == client_id then
-    fail(answer, { message = message, level = vim.log.levels.WARN })
+    fail(answer, { message = message, level = level })
   end
 end
 

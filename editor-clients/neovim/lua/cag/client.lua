@@ -11,6 +11,8 @@ local INIT_POLL_MS = 20
 local END_MS = 3000 -- the contract says two seconds
 local SIGTERM = 15 -- how Neovim ends what has not answered `initialize` yet
 
+local LEVELS = vim.log.levels
+
 local modern = vim.fn.has('nvim-0.11') == 1
 
 --- A request that failed: in one sentence, and how bad it is.
@@ -95,8 +97,8 @@ function M.initialized(client, result)
   record.refused = server.mismatch(record.experimental, version, server.program(client.config))
   if record.refused then
     given_up[server.program(client.config)] = true
-    notice.once(record.refused, vim.log.levels.ERROR)
-    require('cag.answers').gone(client.id, record.refused)
+    require('cag.answers').gone(client.id, record.refused, LEVELS.ERROR)
+    notice.once(record.refused, LEVELS.ERROR)
     M.stop(client)
   end
 end
@@ -187,7 +189,7 @@ function M.pick(bufnr)
   if root then
     given_up[server.program(resolved)] = nil -- this time it is asked for
     local client, why = M.start(root)
-    return client, why, vim.log.levels.ERROR
+    return client, why, LEVELS.ERROR
   end
   local client = M.running(bufnr)
   if client then
@@ -195,7 +197,7 @@ function M.pick(bufnr)
   end
   local where = vim.startswith(name, '/') and '' or (' in %s or above it'):format(vim.fn.fnamemodify(folder, ':~'))
   local message = 'there is no %s%s: create it, or name another file in the setting document (:help cag-document)'
-  return nil, message:format(name, where), vim.log.levels.WARN
+  return nil, message:format(name, where), LEVELS.WARN
 end
 
 --- Call back when the client may be asked things. Where it ends before, `answers.gone` says so.
@@ -238,7 +240,7 @@ function M.request(client, method, params, callback)
     end
   )
   if not sent then
-    callback({ message = 'cag-daemon is ending; ask again', level = vim.log.levels.WARN })
+    callback({ message = 'cag-daemon is ending; ask again', level = LEVELS.WARN })
     return nil
   end
   return request_id
@@ -279,13 +281,15 @@ function M.ended(code, signal, client_id)
   local record = records[client_id]
   records[client_id] = nil
   local how = signal ~= 0 and ('signal %d'):format(signal) or ('exit code %d'):format(code)
-  local message = ('cag-daemon has ended (%s); the next question starts it again'):format(how)
+  local message, level = ('cag-daemon has ended (%s); the next question starts it again'):format(how), LEVELS.WARN
   if record and not record.experimental and not record.stopping and signal ~= SIGTERM then
-    message = ('cag-daemon ended before it was ready (%s); :Cag log shows why'):format(how)
+    message, level = ('cag-daemon ended before it was ready (%s); :Cag log shows why'):format(how), LEVELS.ERROR
     given_up[server.program(server.resolved())] = true
-    notice.once(message, vim.log.levels.ERROR)
   end
-  require('cag.answers').gone(client_id, message)
+  require('cag.answers').gone(client_id, message, level)
+  if level == LEVELS.ERROR then
+    notice.once(message, level)
+  end
   require('cag.status').gone(client_id)
   for _, after in ipairs(record and record.after or {}) do
     after()
