@@ -1,0 +1,48 @@
+/** The section `cag`, as the daemon gets it: only what the user has set, so that the daemon's own defaults hold. */
+
+import * as vscode from 'vscode';
+
+export const SECTION = 'cag';
+
+/** The daemon's settings. A test compares them with the contract's table. */
+export const KEYS = [
+  'document',
+  'systemPrompt',
+  'maxNewTokens',
+  'refresh',
+  'model',
+  'device',
+  'dtype',
+  'quantization',
+  'threads',
+  'idleUnloadMinutes',
+  'cacheDirectory',
+  'cacheMaxGigabytes',
+  'memoryMaxGigabytes',
+] as const;
+
+export type Key = (typeof KEYS)[number];
+
+/** What is set, by key; null where nothing is. */
+export function section(): Record<Key, unknown> {
+  const settings = vscode.workspace.getConfiguration(SECTION);
+  const value = (key: Key): unknown => {
+    const set = settings.inspect(key);
+    const anywhere = set?.globalValue ?? set?.workspaceValue ?? set?.workspaceFolderValue;
+    // Not the value that was found there: in an untrusted workspace it may not count.
+    return anywhere === undefined ? null : (settings.get<unknown>(key) ?? null);
+  };
+  return Object.fromEntries(KEYS.map((key) => [key, value(key)])) as Record<Key, unknown>;
+}
+
+export function documentSetting(): string {
+  return vscode.workspace.getConfiguration(SECTION).get<string>('document', 'document.txt') || 'document.txt';
+}
+
+export function executableSetting(): string {
+  return vscode.workspace.getConfiguration(SECTION).get<string>('executable', '').trim();
+}
+
+export function maxNewTokens(): number {
+  return vscode.workspace.getConfiguration(SECTION).get<number>('maxNewTokens', 256);
+}
