@@ -154,8 +154,5 @@ t.case('a document that is gone is told of in the words of the daemon', function
   end)
   t.told(LEVELS.WARN, 'other.txt')
   t.is(t.last().problem.reason, 'documentNotFound')
-  t.wait('the status', function()
-    return require('cag').status() == 'cag no document'
-  end)
   t.type('q')
 end)
