@@ -12,6 +12,8 @@ A pass through the model happens whole or not at all: stopped or failed, it leav
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -198,7 +200,17 @@ def _reserve(cache: Cache, tokens: int) -> None:
 
 def _forward(module: Any, input_ids: torch.Tensor, cache: Cache, should_stop: ShouldStop | None, **kwargs: Any) -> Any:
     with _whole_or_nothing(cache), _stoppable(module.get_decoder(), should_stop), torch.no_grad():
-        return module(input_ids=input_ids, past_key_values=cache, use_cache=True, **kwargs)
+        return module(input_ids=input_ids, use_cache=True, **{cache_argument(module): cache}, **kwargs)
+
+
+def cache_argument(module: Any) -> str:
+    """What a model calls its cache: ``cache`` from transformers 5.24 on, ``past_key_values`` before."""
+    return _cache_argument(type(module).forward)
+
+
+@functools.cache
+def _cache_argument(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 @contextmanager

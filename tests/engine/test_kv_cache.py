@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
-from cag_daemon.engine.cag import clean_up, generate_step, prefill
+from cag_daemon.engine.cag import cache_argument, clean_up, generate_step, prefill
 from cag_daemon.engine.kv_cache import InPlaceCache, InPlaceLayer, bytes_per_token
 from tests.models import mistral_config, random_mistral
 
@@ -171,6 +171,6 @@ def test_masks_are_those_of_a_plain_cache(window: int | None) -> None:
     ours, plain = InPlaceCache(model.config), DynamicCache()
     assert not any(ours.is_sliding)
     for ids in (torch.arange(11)[None], torch.tensor([[3]]), torch.arange(4)[None]):
-        a = model(ids, past_key_values=ours).logits
-        b = model(ids, past_key_values=plain).logits
+        a = model(ids, **{cache_argument(model): ours}).logits
+        b = model(ids, **{cache_argument(model): plain}).logits
         assert torch.allclose(a, b, atol=1e-5)
