@@ -267,6 +267,24 @@ t.case('a program that is not there is told of once: where it was looked for, ho
   vim.env.PATH = PATH
 end)
 
+t.case('health says so, and why nothing runs here', function()
+  calm()
+  vim.env.PATH = '/usr/bin:/bin'
+  local function report()
+    vim.cmd('checkhealth cag')
+    local lines = vim.api.nvim_buf_get_lines(0, 0, -1, false)
+    vim.cmd('silent! %bwipeout!')
+    return table.concat(lines, '\n')
+  end
+  vim.cmd.edit(folder('lone') .. '/notes.md')
+  local words = report()
+  t.has(words, 'ERROR cag-daemon was not found: it is in none of the 2 folders of $PATH')
+  t.has(words, 'notes.md: there is no document.txt in ')
+  t.has(words, 'so nothing starts here')
+  t.edit('notes.md')
+  t.has(report(), ('there is document.txt in %s, but no daemon runs; :Cag restart starts it'):format(t.project))
+end)
+
 t.case('a program of the user that is not there is named', function()
   calm()
   configure({}, { cmd = { '/nowhere/cag-daemon' } })

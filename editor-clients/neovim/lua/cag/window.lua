@@ -282,7 +282,10 @@ local function make_buffer()
   scratch = buf
   vim.api.nvim_buf_set_name(buf, 'cag://answer')
   vim.bo[buf].bufhidden = 'hide'
-  vim.bo[buf].filetype = 'markdown'
+  vim.api.nvim_buf_call(buf, function()
+    -- Silently: where there is no parser for it, Neovim's own file type plugin fails.
+    vim.cmd('silent! setlocal filetype=markdown')
+  end)
   vim.bo[buf].modifiable = false
   for name, action in pairs(actions) do -- after the file type's own
     local key = config.get().keys[name]
