@@ -36,7 +36,6 @@ def run(version: str, configuration: str, folder: Path, programs: Path) -> None:
     project = folder / "project"
     project.mkdir()
     (project / "document.txt").write_text("The cat sleeps in a copper kettle.\n", encoding="utf-8")
-    # Not Markdown: lazy.nvim takes the folder with the parsers off where an editor lies in an unusual place.
     (project / "notes.txt").write_text("Notes\n", encoding="utf-8")
     results = folder / "results.jsonl"
     environment = home_of(folder, programs) | {
@@ -94,6 +93,8 @@ def test_with_lazy(version: str, tmp_path: Path, programs: Path) -> None:
     if not lazy:
         pytest.skip("lazy.nvim is not there; CAG_LAZY_NVIM names its folder")
     configuration = f"""\
+-- lazy.nvim looks for Neovim's own parsers beside its binary; those of a Debian that was unpacked lie elsewhere.
+local parser = vim.api.nvim_get_runtime_file('parser/vimdoc.so', false)[1]
 vim.opt.rtp:prepend({json.dumps(lazy)})
 require('lazy').setup({{ {block("name = 'cag'")} }}, {{
   root = {json.dumps(str(tmp_path / "lazy"))},
@@ -102,6 +103,7 @@ require('lazy').setup({{ {block("name = 'cag'")} }}, {{
   rocks = {{ enabled = false }},
   checker = {{ enabled = false }},
   change_detection = {{ enabled = false }},
+  performance = {{ rtp = {{ paths = {{ vim.fs.dirname(vim.fs.dirname(parser)) }} }} }},
 }})
 """
     run(version, configuration, tmp_path, programs)
