@@ -2,9 +2,10 @@
 
 Two worlds and a pipe between them; a room imports only from lower floors, the ground floor nothing of ours:
 
-    cli           ask · serve · doctor: arguments in, words out
+    cli           ask · serve · doctor · client: arguments in, words out
     once          one question from the command line
     doctor        what is installed, which model would be used and why
+    clients       the editors' clients that come along: where they are, and how they get into the editor
     front/        knows LSP, never imports torch
       server          one short handler per method; errors become codes; status goes out
       announce        what goes out unasked: status, diagnostics, progress

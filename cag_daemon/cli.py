@@ -1,4 +1,4 @@
-"""The command line: ask · serve · doctor. Arguments in, words out; the work is elsewhere.
+"""The command line: ask · serve · doctor · client. Arguments in, words out; the work is elsewhere.
 
 On its way to ``serve`` it takes stdout away from everybody, before it imports anything: that is the protocol's.
 """
@@ -90,6 +90,29 @@ def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
         from cag_daemon.doctor import examine
 
         return examine(as_json, _settings(flags))
+
+    @group.group()
+    def client() -> None:
+        """The clients for editors that come along: where they are, and --install."""
+
+    install = click.option("--install", is_flag=True, help="put it into the editor, instead of printing where it is")
+
+    @client.command()
+    @install
+    def neovim(install: bool) -> None:
+        """Print the folder of the Neovim plugin, for lazy.nvim's dir, vim.pack, packpath or runtimepath."""
+        from cag_daemon import clients
+
+        print(clients.install_neovim() if install else clients.neovim_folder())
+
+    @client.command()
+    @install
+    @click.option("--with", "program", metavar="PROGRAM", help="what installs it: code, codium, code-server, cursor, …")
+    def vscode(install: bool, program: str | None) -> None:
+        """Print the path of the VS Code extension's .vsix."""
+        from cag_daemon import clients
+
+        print(clients.install_vscode(program) if install else clients.vscode_vsix())
 
     from cag_daemon.errors import CagError, InvalidParams
 
