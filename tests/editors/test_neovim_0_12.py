@@ -1,19 +1,19 @@
-"""Neovim 0.12: the everyday."""
+"""Neovim 0.12: the everyday, and daemons that end or are of another version."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from tests.editors.neovim.drive import Case, Editors, cases
 
-VERSION = "0.12"
-
 
 @pytest.fixture(scope="module")
-def editors(tmp_path_factory: pytest.TempPathFactory, programs: object) -> Editors:
-    return Editors(tmp_path_factory.mktemp("neovim"), programs)
+def editors(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Editors:
+    return Editors("0.12", tmp_path_factory.mktemp("neovim"), programs)
 
 
-@pytest.mark.parametrize("case", cases("asking", "starting"))
+@pytest.mark.parametrize("case", cases("asking", "trouble"))
 def test_neovim(editors: Editors, case: Case) -> None:
-    editors.check(VERSION, case)
+    editors.check(case)

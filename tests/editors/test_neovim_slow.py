@@ -23,12 +23,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def editors(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Editors:
-    return Editors(tmp_path_factory.mktemp("neovim"), programs)
+    return Editors("0.11", tmp_path_factory.mktemp("neovim"), programs)
 
 
 @pytest.mark.parametrize("case", cases("slow"))
 def test_neovim(editors: Editors, case: Case, model: Path) -> None:
-    editors.check("0.11", case, {"TEST_MODEL": str(model)})
+    editors.check(case, {"TEST_MODEL": str(model)})
 
 
 @pytest.mark.parametrize("version", ["0.12"])

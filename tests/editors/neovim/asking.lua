@@ -583,6 +583,18 @@ t.case('what the daemon warns of is shown once', function()
   t.told(LEVELS.WARN, 'The worker has ended.')
 end)
 
+t.case('a failure that is a status and the reply to a question is told once, however often it is tried', function()
+  local client = t.clients()[1]
+  local failed = vim.deepcopy(require('cag').status_data())
+  failed.state, failed.reason, failed.message =
+    'failed', 'modelFailed', 'The model could not be loaded: choose another.'
+  for _ = 1, 3 do
+    client.handlers['cag/statusChanged'](nil, failed, { client_id = client.id })
+  end
+  require('cag.notice').failure(failed.message, LEVELS.ERROR)
+  t.told(LEVELS.ERROR, 'cag: The model could not be loaded: choose another.')
+end)
+
 t.case('settings can be changed while the daemon runs, and taken back', function()
   require('cag').setup({ settings = { maxNewTokens = 5, systemprompt = 'no such key' } })
   t.told(LEVELS.WARN, 'settings.systemprompt: "no such key" is not accepted (there are document, systemPrompt,')
@@ -590,14 +602,6 @@ t.case('settings can be changed while the daemon runs, and taken back', function
   require('cag').setup()
   t.is(t.ask(LATHE).text, BRANDT)
   t.type('q')
-end)
-
-t.case(':Cag unload gives the memory back, and the next question brings the model', function()
-  vim.cmd('Cag unload')
-  t.told(LEVELS.INFO, 'the model has left memory')
-  t.wait('the state', function()
-    return require('cag').status() == 'cag unloaded'
-  end)
 end)
 
 t.case('a document that is too long is told of once, with the numbers, and the daemon goes on', function()
@@ -610,9 +614,6 @@ t.case('a document that is too long is told of once, with the numbers, and the d
   t.is(t.last().problem.reason, 'documentTooLong')
   t.has(t.page_text(), t.last().problem.message)
   t.is(t.marked('CagWarning'), { t.last().problem.message })
-  t.wait('the state', function()
-    return t.state() == 'failed'
-  end)
   t.told(LEVELS.WARN, 'tokens')
   t.write('document.txt', text)
   t.is(t.ask(LATHE).text, BRANDT)
@@ -636,6 +637,14 @@ t.case(':checkhealth cag tells what is installed, what runs, and the end of the 
   t.has(report, 'OK notes.md: its document is document.txt in ' .. t.project)
   t.has(report, 'cag: the end of the log')
   t.has_not(report, 'ERROR ')
+end)
+
+t.case(':Cag unload gives the memory back, and the next question brings the model', function()
+  vim.cmd('Cag unload')
+  t.told(LEVELS.INFO, 'the model has left memory')
+  t.wait('the state', function()
+    return require('cag').status() == 'cag unloaded'
+  end)
 end)
 
 t.case(':Cag log opens the log', function()

@@ -11,8 +11,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,14 @@ class Case:
     name: str
 
 
-def cases(*files: str, without: Sequence[str] = ()) -> list[Any]:
-    """The cases of these files as parameters; ``without``: names that are left out."""
+def cases(*files: str) -> list[Any]:
+    """The cases of these files, as parameters."""
     found = []
     for file in files:
         code = (HERE / f"{file}.lua").read_text("utf-8")
         names = re.findall(r"^t\.case\('(.+)', function", code, re.MULTILINE)
         assert 0 < len(set(names)) == code.count("t.case("), f"{file}: a case's name is not on its first line, or twice"
-        for name in (*names, GOOD_END):
-            if name not in without:
-                found.append(pytest.param(Case(file, name), id=f"{file}: {name}"))
+        found += [pytest.param(Case(file, name), id=f"{file}: {name}") for name in (*names, GOOD_END)]
     return found
 
 
@@ -82,6 +81,7 @@ def start(version: str, file: str, folder: Path, programs: Path, more: Mapping[s
         "TEST_CASES": str(HERE / f"{file}.lua"),
         "TEST_RESULTS": str(folder / "results.jsonl"),
         "TEST_PROJECT": str(project),
+        "TEST_PYTHON": sys.executable,
         **more,
     }
     command = [str(neovim(version)), "--headless", "-u", str(HERE / "init.lua"), "-i", "NONE"]
@@ -90,19 +90,19 @@ def start(version: str, file: str, folder: Path, programs: Path, more: Mapping[s
 
 
 class Editors:
-    """Runs each file at most once for each version, and remembers what became of its cases."""
+    """Runs each file at most once, in an editor of one version, and remembers what became of its cases."""
 
-    def __init__(self, base: Path, programs: Path) -> None:
+    def __init__(self, version: str, base: Path, programs: Path) -> None:
+        self._version = version
         self._base = base
         self._programs = programs
-        self._runs: dict[tuple[str, str], tuple[dict[str, str | None], str]] = {}
+        self._runs: dict[str, tuple[dict[str, str | None], str]] = {}
 
-    def check(self, version: str, case: Case, more: Mapping[str, str] | None = None) -> None:
+    def check(self, case: Case, more: Mapping[str, str] | None = None) -> None:
         """Fails where the case failed, or did not run; ``more``: variables of the environment for its file."""
-        key = (version, case.file)
-        if key not in self._runs:
-            self._runs[key] = self._run(version, case.file, more or {})
-        results, log = self._runs[key]
+        if case.file not in self._runs:
+            self._runs[case.file] = self._run(case.file, more or {})
+        results, log = self._runs[case.file]
         if "*" in results:
             pytest.fail(f"{case.file}.lua: {results['*']}\n{log[-4000:]}")
         if case.name not in results:
@@ -110,10 +110,10 @@ class Editors:
         if (problem := results[case.name]) is not None:
             pytest.fail(problem)
 
-    def _run(self, version: str, file: str, more: Mapping[str, str]) -> tuple[dict[str, str | None], str]:
-        folder = self._base / f"{file}-{version}"
+    def _run(self, file: str, more: Mapping[str, str]) -> tuple[dict[str, str | None], str]:
+        folder = self._base / file
         folder.mkdir()
-        process = start(version, file, folder, self._programs, more)
+        process = start(self._version, file, folder, self._programs, more)
         results = folder / "results.jsonl"
         try:
             code: int | str = process.wait(PATIENCE)

@@ -220,6 +220,20 @@ function M.notify(client, method, params)
   return client.notify(method, params)
 end
 
+--- End all clients by force, which is quick, and wait until they are gone.
+function M.end_clients()
+  for _, each in ipairs(require('cag.client').all()) do
+    if vim.fn.has('nvim-0.11') == 1 then
+      each.client:stop(true)
+    else
+      each.client.stop(true)
+    end
+  end
+  M.wait('the end of all clients', function()
+    return #require('cag.client').all() == 0 and #M.clients() == 0
+  end)
+end
+
 function M.state()
   local data = require('cag').status_data()
   return data and data.state

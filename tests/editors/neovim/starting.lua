@@ -15,15 +15,10 @@ local function comes()
   end, 10)
 end
 
---- End all clients, and wait until they are gone.
+--- No buffers, no clients, and no word of them.
 local function calm()
   vim.cmd('silent! %bwipeout!')
-  for _, each in ipairs(require('cag.client').all()) do
-    require('cag.client').stop(each.client)
-  end
-  t.wait('the end of all clients', function()
-    return #require('cag.client').all() == 0 and #t.clients() == 0
-  end)
+  t.end_clients()
   t.notices = {}
   vim.env.PATH = PATH
 end

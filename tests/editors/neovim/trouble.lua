@@ -1,5 +1,5 @@
 -- Daemons of another version, daemons that do not come up, and starting again.
--- Environment: TEST_PYTHON, a Python for fake.py, which is beside this file.
+-- fake.py, beside this file, is run by the Python that TEST_PYTHON names.
 
 local t = require('harness')
 
@@ -19,12 +19,7 @@ end
 --- Have a program used from now on, and a file of the project opened.
 local function use(cmd, settings)
   vim.cmd('silent! %bwipeout!')
-  for _, each in ipairs(require('cag.client').all()) do
-    require('cag.client').stop(each.client)
-  end
-  t.wait('the end of all clients', function()
-    return #t.clients() == 0 and #require('cag.client').all() == 0
-  end)
+  t.end_clients()
   t.pause(100)
   vim.fn.delete(STARTS)
   t.notices = {}
