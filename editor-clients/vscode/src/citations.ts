@@ -35,7 +35,8 @@ export class Citations implements vscode.Disposable {
       range = toRange(now);
     }
     const editor = await vscode.window.showTextDocument(document, { preview: true, viewColumn: this.columnOf(uri) });
-    editor.selection = new vscode.Selection(range.start, range.start);
+    // Behind the words: on one, the editor would highlight wherever else it stands.
+    editor.selection = new vscode.Selection(range.end, range.end);
     editor.revealRange(range, vscode.TextEditorRevealType.InCenterIfOutsideViewport);
     editor.setDecorations(this.decoration, [range]);
     clearTimeout(this.timer);

@@ -17,7 +17,7 @@ import {
 import { isDocument } from './document';
 import { find, installCommand, isExecutable, places, upgradeCommand, type Found, type Host, type Place } from './find';
 import { FEATURES, METHOD, PROTOCOL_VERSION, type Experimental, type Partial, type RefreshResult, type Status } from './protocol';
-import { SECTION, executableSetting, section } from './settings';
+import { SECTION, executableSetting, openSettings, section } from './settings';
 
 const RESTARTS = 3;
 const RESTART_MS = 5 * 60_000;
@@ -295,7 +295,7 @@ export class Daemon implements vscode.Disposable {
         await vscode.commands.executeCommand('cagDaemon.walkthrough');
         break;
       case 'Settings':
-        await vscode.commands.executeCommand('workbench.action.openSettings', 'cag.executable');
+        await openSettings('cag.executable');
         break;
       case 'Show Log':
         this.log.show();

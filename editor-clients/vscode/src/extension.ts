@@ -8,7 +8,7 @@ import { Daemon } from './daemon';
 import { DocumentWatch, documentUris, existingDocument, folders, settingFor } from './document';
 import { METHOD, type RefreshResult, type Selection } from './protocol';
 import { answerReport, debugInformation } from './report';
-import { SECTION, documentSetting } from './settings';
+import { SECTION, documentSetting, openSettings } from './settings';
 import { StatusItems } from './status';
 import { AnswersView } from './view';
 
@@ -158,7 +158,7 @@ export function activate(context: vscode.ExtensionContext): Api {
     restart: () => daemon.restart(),
     showLog: () => log.show(),
     walkthrough: () => vscode.commands.executeCommand('workbench.action.openWalkthrough', `${context.extension.id}#start`),
-    modelSettings: () => vscode.commands.executeCommand('workbench.action.openSettings', `${SECTION}.model`),
+    modelSettings: () => openSettings(`${SECTION}.model`),
 
     debugInformation: async () => {
       const content = await vscode.window.withProgress({ location: vscode.ProgressLocation.Window, title: 'Looking at the set-up' }, () =>

@@ -71,7 +71,7 @@ export const cases: Case[] = [
       assert.ok(editor);
       assert.ok(editor.document.fileName.endsWith('document.txt'));
       const at = editor.document.offsetAt(editor.selection.active);
-      assert.equal(editor.document.getText().slice(at, at + DONOR.length), DONOR);
+      assert.equal(editor.document.getText().slice(at - DONOR.length, at), DONOR);
     },
   ],
   [
@@ -101,7 +101,7 @@ export const cases: Case[] = [
       await edit(editor, (builder) => builder.insert(new vscode.Position(0, 0), 'A new first line. 🏮\n\n'));
       await cite(answer);
       const at = editor.document.offsetAt(editor.selection.active);
-      assert.equal(editor.document.getText().slice(at, at + DONOR.length), DONOR);
+      assert.equal(editor.document.getText().slice(at - DONOR.length, at), DONOR);
       assert.equal(editor.selection.active.line, 12);
       await edit(editor, (builder) => builder.replace(new vscode.Range(0, 0, 99, 0), 'Nothing of it is left.\n'));
       const said = await popups(() => cite(answer));

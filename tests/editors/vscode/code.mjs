@@ -44,21 +44,22 @@ async function freePort() {
  * @param options.entry: `window`: as a user has it, with options.vsix installed; `tests`: the server that takes tests.
  * @param options.payload: of the page, as [key, value] pairs.
  */
-export async function withCode({ entry, folder, vsix, more = {}, payload = [], arguments: extra = [] }, use) {
+export async function withCode({ entry, folder, vsix, payload = [], trustAll = true }, use) {
   const data = path.join(env.HOME, 'code');
   const places = { user: path.join(data, 'user'), extensions: path.join(data, 'extensions'), browser: path.join(data, 'browser') };
   fs.mkdirSync(path.join(places.user, 'User'), { recursive: true });
-  const machine = path.join(entry === 'tests' ? path.join(data, 'server/data') : places.user, 'Machine');
-  fs.mkdirSync(machine, { recursive: true });
   // Where a remote window has the settings of its host: the extension's own are of that scope.
-  fs.writeFileSync(path.join(machine, 'settings.json'), JSON.stringify(more, null, 2));
+  const machineFile = path.join(entry === 'tests' ? path.join(data, 'server/data') : places.user, 'Machine/settings.json');
+  fs.mkdirSync(path.dirname(machineFile), { recursive: true });
+  const machine = (values) => fs.writeFileSync(machineFile, JSON.stringify(values, null, 2));
+  machine({});
   fs.writeFileSync(path.join(places.user, 'User/settings.json'), JSON.stringify(settings, null, 2));
   // A gallery at a closed port of our own, so that the editor asks no foreign host for anything.
   const gallery = JSON.stringify({ serviceUrl: 'http://127.0.0.1:9/none', itemUrl: '', resourceUrlTemplate: '' });
   const own = { ...env, EXTENSIONS_GALLERY: gallery };
   const folders = ['--user-data-dir', places.user, '--extensions-dir', places.extensions];
   const port = await freePort();
-  const common = ['--disable-telemetry', '--disable-workspace-trust', '--disable-getting-started-override'];
+  const common = ['--disable-telemetry', '--disable-getting-started-override', ...(trustAll ? ['--disable-workspace-trust'] : [])];
   const command = {
     window: [path.join(VSCODE, 'out/node/entry.js'), '--bind-addr', `127.0.0.1:${port}`, '--auth', 'none', '--disable-update-check'],
     // VS Code's own entry, not code-server's: only it takes the driver, without which tests silently never start.
@@ -72,8 +73,7 @@ export async function withCode({ entry, folder, vsix, more = {}, payload = [], a
     execFileSync(process.execPath, [command[0], ...folders, '--install-extension', vsix], { env: own, stdio: ['ignore', 'ignore', 'inherit'] });
   }
   const log = fs.openSync(path.join(env.PICTURES, 'code-server.log'), 'w');
-  const started = [...command, ...common.filter((flag) => !extra.includes(`no ${flag}`)), ...folders];
-  const server = spawn(process.execPath, started, { env: own, stdio: ['ignore', log, log], detached: true });
+  const server = spawn(process.execPath, [...command, ...common, ...folders], { env: own, stdio: ['ignore', log, log], detached: true });
   const foreign = new Set();
   let browser;
   try {
@@ -97,7 +97,7 @@ export async function withCode({ entry, folder, vsix, more = {}, payload = [], a
     const remote = (file) => `vscode-remote://127.0.0.1:${port}${file}`;
     const query = payload.length ? `&payload=${encodeURIComponent(JSON.stringify(payload.map(([key, value]) => [key, value.startsWith('/') ? remote(value) : value])))}` : '';
     const open = () => page.goto(`http://127.0.0.1:${port}/?folder=${encodeURIComponent(folder)}${query}`);
-    await use({ page, open, server, foreign });
+    await use({ page, open, server, foreign, machine });
   } catch (error) {
     await browser?.pages()[0]?.screenshot({ path: path.join(env.PICTURES, 'failure.png') }).catch(() => {});
     throw error;
