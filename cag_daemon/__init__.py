@@ -8,6 +8,7 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
     clients       the editors' clients that come along: where they are, and how they get into the editor
     front/        knows LSP, never imports torch
       server          one short handler per method; errors become codes; status goes out
+      commands        for editors without a client of ours: the commands, and the code action
       announce        what goes out unasked: status, diagnostics, progress
       jsonrpc         LSP's manners: every request gets exactly one reply
       status          the state of a session, in the contract's words and the user's

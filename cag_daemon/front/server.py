@@ -16,13 +16,13 @@ from typing import Any, BinaryIO
 import psutil
 from lsprotocol import types
 from pygls.protocol import default_converter, lsp_method
-from pygls.uris import to_fs_path
 
 from cag_daemon import __version__
 from cag_daemon.config import FLAGS, KEYS, NOT_BUILT_YET, Problem, Settings, resolve
-from cag_daemon.errors import CagError, InvalidParams, RequestFailed
+from cag_daemon.errors import InvalidParams
 from cag_daemon.front import protocol
 from cag_daemon.front.announce import Announcer
+from cag_daemon.front.commands import Commands, file_path, plain_range
 from cag_daemon.front.document import Document
 from cag_daemon.front.jsonrpc import Protocol, QuietServer, serve
 from cag_daemon.front.protocol import (
@@ -37,7 +37,6 @@ from cag_daemon.front.protocol import (
 )
 from cag_daemon.front.session import Session
 from cag_daemon.front.status import status_of
-from cag_daemon.text import read
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +73,10 @@ class CagProtocol(Protocol):
         if (path := file_path(params.text_document.uri)) is None:
             return
         changes = [
-            (_range(change.range) if isinstance(change, types.TextDocumentContentChangePartial) else None, change.text)
+            (
+                plain_range(change.range) if isinstance(change, types.TextDocumentContentChangePartial) else None,
+                change.text,
+            )
             for change in params.content_changes
         ]
         self._server.session.edited(path, changes)
@@ -104,7 +106,7 @@ class CagProtocol(Protocol):
     @lsp_method(types.TEXT_DOCUMENT_CODE_ACTION)
     def lsp_text_document__code_action(self, params: types.CodeActionParams) -> list[types.CodeAction]:
         """The selection as a question."""
-        return self._server.code_actions(params)
+        return self._server.commands.code_actions(params)
 
     @lsp_method(protocol.ASK)
     async def cag_ask(self, params: Any) -> AskResult:
@@ -138,7 +140,7 @@ class CagProtocol(Protocol):
     @lsp_method(types.WORKSPACE_EXECUTE_COMMAND)
     async def lsp_workspace__execute_command(self, params: types.ExecuteCommandParams) -> Any:  # type: ignore[override]
         """A command, for editors without a client of ours."""
-        return await self._server.execute(params.command, list(params.arguments or []))
+        return await self._server.commands.execute(params.command, list(params.arguments or []))
 
 
 class CagServer(QuietServer):
@@ -149,19 +151,20 @@ class CagServer(QuietServer):
     """
 
     protocol: CagProtocol
+    session: Session
 
     def __init__(self, flags: Mapping[str, Any]) -> None:
         super().__init__("cag-daemon", __version__, protocol_cls=CagProtocol, converter_factory=default_converter)
         self.ended = asyncio.Event()
         self._flags = flags
         self._editor: dict[str, Any] = {}
-        self._show_answers = True
         self._folders: list[Path] = []
         self._problems_shown: set[str] = set()
         self._asking: set[str] = set()
         self._starting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         settings, self._problems = resolve(flags, os.environ, {})
+        self.commands = Commands(self)
         self.announcer = Announcer(self, lambda: self.session)
         self.session = Session(settings, self.announcer.status_changed, self._document_changed, self._notice)
 
@@ -174,7 +177,7 @@ class CagServer(QuietServer):
         if options is not None and not isinstance(options, dict):
             self._problems.append(Problem(f"initializationOptions: {options!r} is not accepted (an object)", "none"))
         show_answers = self._editor.pop("showAnswers", True)
-        self._show_answers = show_answers if isinstance(show_answers, bool) else True
+        self.commands.show_answers = show_answers if isinstance(show_answers, bool) else True
         if not isinstance(show_answers, bool):
             self._problems.append(Problem(f"showAnswers: {show_answers!r} is not accepted (true or false)", "true"))
         uris = [folder.uri for folder in params.workspace_folders or []]
@@ -195,7 +198,7 @@ class CagServer(QuietServer):
         await self._configure(self._editor)
         await self.session.start(self._folders)
 
-    async def _started(self) -> Session:
+    async def started(self) -> Session:
         """The session; a request may come before ``initialized``."""
         self.begin()
         assert self._starting is not None
@@ -242,7 +245,7 @@ class CagServer(QuietServer):
             answer = await self.workspace_configuration_async(types.ConfigurationParams(items=[item]))
             pushed = answer[0] if answer else None
         if isinstance(pushed, dict):
-            await self._started()
+            await self.started()
             self._editor = self._editor | pushed
             await self._configure(self._editor)
 
@@ -251,7 +254,7 @@ class CagServer(QuietServer):
         for problem in (*self._problems, *problems):
             if str(problem) not in self._problems_shown:
                 self._problems_shown.add(str(problem))
-                self._show(str(problem), types.MessageType.Warning)
+                self.show(str(problem), types.MessageType.Warning)
         self._problems = []
         for name in NOT_BUILT_YET:
             if getattr(settings, name) != getattr(Settings(), name):
@@ -260,7 +263,7 @@ class CagServer(QuietServer):
 
     async def change_folders(self, event: types.WorkspaceFoldersChangeEvent) -> None:
         """Folders were added to the workspace, or removed from it."""
-        session = await self._started()
+        session = await self.started()
         added, removed = (
             [path for folder in folders if (path := file_path(folder.uri)) is not None]
             for folders in (event.added, event.removed)
@@ -292,10 +295,11 @@ class CagServer(QuietServer):
             self._asking.discard(asked.id)
 
     async def _ask(self, asked: AskParams, on_piece: Callable[[str], None]) -> AskResult:
-        session = await self._started()
-        return await session.ask(asked, self._document(session, asked.document), on_piece)
+        session = await self.started()
+        return await session.ask(asked, self.document(session, asked.document), on_piece)
 
-    def _document(self, session: Session, uri: str | None) -> Document:
+    def document(self, session: Session, uri: str | None) -> Document:
+        """The document that a URI selects; None: the first folder's."""
         if uri is None:
             return session.select(None)
         path = file_path(uri)
@@ -306,86 +310,19 @@ class CagServer(QuietServer):
     async def refresh(self, params: Any) -> RefreshResult:
         """``cag/refresh``."""
         asked = parse(RefreshParams, params)
-        session = await self._started()
-        return await session.refresh(self._document(session, asked.document), bool(asked.force))
+        session = await self.started()
+        return await session.refresh(self.document(session, asked.document), bool(asked.force))
 
     async def locate(self, params: Any) -> LocateResult:
         """``cag/locate``."""
         asked = parse(LocateParams, params).checked()
-        session = await self._started()
-        return await session.locate(self._document(session, asked.document), asked.text)
+        session = await self.started()
+        return await session.locate(self.document(session, asked.document), asked.text)
 
     async def unload(self) -> dict[str, Any]:
         """``cag/unload``."""
-        (await self._started()).unload()
+        (await self.started()).unload()
         return {}
-
-    def code_actions(self, params: types.CodeActionParams) -> list[types.CodeAction]:
-        """The selection as a question, for editors without a client of ours; never a light bulb unasked."""
-        empty = params.range.start == params.range.end
-        automatic = params.context.trigger_kind == types.CodeActionTriggerKind.Automatic
-        only = params.context.only
-        if empty or automatic or not self._show_answers or (only is not None and "" not in only):
-            return []
-        command = types.Command(
-            title="Ask the document",
-            command="cag.askSelection",
-            arguments=[params.text_document.uri, _range(params.range)],
-        )
-        return [types.CodeAction(title="Ask the document about the selection", command=command)]
-
-    # ── commands ──
-
-    async def execute(self, command: str, arguments: list[Any]) -> Any:
-        """A command of the contract; each returns what its request returns."""
-        if command == "cag.ask":
-            params = {"question": _argument(arguments, 0, "question")}
-            if len(arguments) > 1 and arguments[1] is not None:
-                params["selection"] = await self._selection(arguments[1])
-            return await self._show_answer(params)
-        if command == "cag.askSelection":
-            where = {"uri": _argument(arguments, 0, "uri"), "range": _argument(arguments, 1, "range")}
-            selection = await self._selection(where)
-            return await self._show_answer({"question": selection["text"], "document": self._known(where["uri"])})
-        if command == "cag.refresh":
-            return await self.refresh(arguments[0] if arguments else {})
-        if command == "cag.status":
-            return status_of(self.session)
-        if command == "cag.unload":
-            return await self.unload()
-        raise InvalidParams(
-            f"command: there is no {command!r}; there are {', '.join(protocol.COMMANDS)}.", parameter="command"
-        )
-
-    async def _show_answer(self, params: dict[str, Any]) -> AskResult:
-        result = await self.ask(params)
-        if self._show_answers:
-            self._show(result["answer"] or "(no answer)", types.MessageType.Info)
-        return result
-
-    def _known(self, uri: Any) -> str | None:
-        """The URI, if a document belongs to it: a selection may stand in any file."""
-        try:
-            self._document(self.session, uri)
-            return str(uri)
-        except CagError:
-            return None
-
-    async def _selection(self, where: Any) -> dict[str, Any]:
-        """The selection with its text, from the editor's buffer or the disk."""
-        session = await self._started()
-        path = file_path(where.get("uri")) if isinstance(where, dict) else None
-        if path is None:
-            raise InvalidParams("uri: the selection needs the URI of a file.", parameter="uri")
-        text = session.buffer_text(path)
-        if text is None:
-            try:
-                text = await asyncio.to_thread(read, path)
-            except RequestFailed as error:
-                raise InvalidParams(f"uri: {error.message}", parameter="uri") from None
-        parsed = parse(_Where, where)
-        selected = text.slice(parsed.range.model_dump())
-        return {"uri": parsed.uri, "range": parsed.range.model_dump(), "text": selected}
 
     # ── what goes out ──
 
@@ -393,20 +330,14 @@ class CagServer(QuietServer):
         self.protocol.notify(protocol.DOCUMENT_CHANGED, cost)
 
     def _notice(self, sentence: str) -> None:
-        self._show(sentence, types.MessageType.Warning)
+        self.show(sentence, types.MessageType.Warning)
 
-    def _show(self, message: str, kind: types.MessageType) -> None:
+    def show(self, message: str, kind: types.MessageType) -> None:
+        """A message to the user."""
         self.window_show_message(types.ShowMessageParams(type=kind, message=message))
 
     def _log(self, message: str) -> None:
         self.window_log_message(types.LogMessageParams(type=types.MessageType.Info, message=message))
-
-
-class _Where(protocol._Params):
-    """Where a selection is."""
-
-    uri: str
-    range: protocol.Range
 
 
 def capabilities() -> types.ServerCapabilities:
@@ -425,31 +356,6 @@ def capabilities() -> types.ServerCapabilities:
             "cag": {"protocolVersion": protocol.PROTOCOL_VERSION, "features": list(protocol.FEATURES)},
         },
     )
-
-
-def file_path(uri: Any) -> Path | None:
-    """The path of a ``file:`` URI; None for any other. ``file:///c%3A/x`` and ``file:///c:/x`` are one."""
-    if not isinstance(uri, str) or not uri.lower().startswith("file:"):
-        return None
-    path = to_fs_path(uri)
-    if not path or "\0" in path:
-        return None
-    if os.name == "nt" and path[1:2] == ":":
-        path = path[0].upper() + path[1:]
-    return Path(os.path.normpath(path))
-
-
-def _range(where: types.Range) -> dict[str, dict[str, int]]:
-    return {
-        "start": {"line": where.start.line, "character": where.start.character},
-        "end": {"line": where.end.line, "character": where.end.character},
-    }
-
-
-def _argument(arguments: list[Any], index: int, name: str) -> Any:
-    if len(arguments) <= index:
-        raise InvalidParams(f"{name}: it is missing; it is argument {index + 1} of this command.", parameter=name)
-    return arguments[index]
 
 
 def run(stdin: BinaryIO, stdout: BinaryIO, flags: Mapping[str, Any]) -> int:

@@ -40,6 +40,26 @@ def test_ask_returns_and_shows_the_answer(calm: Client) -> None:
     assert calm.messages("cag/partial", since=since) == []
 
 
+def test_status_shows_the_sentence(calm: Client) -> None:
+    calm.wait_status("ready")
+    since = calm.mark()
+    status = calm.command("cag.status").result()
+    assert shown(calm, since) == [status["message"]]
+
+
+def test_why_a_command_failed_is_shown(calm: Client) -> None:
+    since = calm.mark()
+    errors = [calm.command(*call).error() for call in (["cag.ask"], ["cag.ask", " "], ["cag.nonsense"])]
+    assert shown(calm, since) == [error["message"] for error in errors]
+
+
+def test_a_client_of_ours_shows_failures_and_states_itself(quiet: Client) -> None:
+    since = quiet.mark()
+    quiet.command("cag.ask", " ").error()
+    quiet.command("cag.status").result()
+    assert shown(quiet, since) == []
+
+
 def test_a_question_of_our_own_client_is_not_shown(calm: Client) -> None:
     since = calm.mark()
     calm.answer(QUESTION, id="not shown")
