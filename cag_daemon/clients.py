@@ -1,6 +1,6 @@
 """The editors' clients that come along: where they are, and how they get into the editor.
 
-In an installed package they lie in ``cag_daemon/clients``, where the build puts them; in a checkout beside the package,
+In an installed package they lie in ``cag_daemon/editor_clients``, where the build puts them; in a checkout beside the package,
 in ``editor-clients``. The .vsix has to be built before it is there at all.
 """
 
@@ -28,7 +28,7 @@ def neovim_folder() -> Path:
         CagError: it is not there.
     """
     return _first(
-        [PACKAGE / "clients" / "neovim", PACKAGE.parent / "editor-clients" / "neovim"],
+        [PACKAGE / "editor_clients" / "neovim", PACKAGE.parent / "editor-clients" / "neovim"],
         "The Neovim plugin is not part of this installation: install cag-daemon again.",
     )
 
@@ -40,7 +40,7 @@ def vscode_vsix() -> Path:
         CagError: it was not built; how that is done.
     """
     return _first(
-        [PACKAGE / "clients" / VSIX, PACKAGE.parent / "editor-clients" / "vscode" / "dist" / VSIX],
+        [PACKAGE / "editor_clients" / VSIX, PACKAGE.parent / "editor-clients" / "vscode" / "dist" / VSIX],
         "The VS Code extension was not built into this installation: in a clone of cag-daemon run "
         f"`{BUILD}` in editor-clients/vscode (it needs Node 22 or newer), then install cag-daemon from that clone.",
     )

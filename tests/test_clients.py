@@ -32,7 +32,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def vsix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package that has a .vsix."""
-    file = tmp_path / "package" / "clients" / clients.VSIX
+    file = tmp_path / "package" / "editor_clients" / clients.VSIX
     file.parent.mkdir(parents=True)
     file.write_bytes(b"PK")
     monkeypatch.setattr(clients, "PACKAGE", tmp_path / "package")
