@@ -172,6 +172,7 @@ export const cases: Case[] = [
       const answer = await until('a question is asked', () => api().answers.last);
       await until('it comes', () => answer.state === 'answering' && answer.text.length > 3, 60);
       assert.ok(shown(answer).running);
+      assert.equal(api().items.entry.text, '$(comment) answering');
       await vscode.commands.executeCommand('cagDaemon.stop');
       assert.equal(await asked, answer);
       assert.equal(answer.state, 'stopped');
@@ -193,6 +194,9 @@ export const cases: Case[] = [
       const waiting = vscode.commands.executeCommand<Answer>('cagDaemon.ask', 'What?');
       const first = await until('it is offered', () => (api().answers.last?.earlierOffered ? api().answers.last : undefined), 20);
       assert.equal(shown(first).notes[0]?.action?.title, 'Answer from the earlier version');
+      const words = /^\$\(loading~spin\) reading [\d,]+ of [\d,]+ tokens, about \d+ (s|min)$/;
+      await until('the status bar says how far the reading is', () => words.test(api().items.entry.text));
+      assert.match(notes(first), /^Reading [\d,]+ of [\d,]+ tokens/);
       const answer = await vscode.commands.executeCommand<Answer>('cagDaemon.answerFromEarlier', first.id);
       assert.equal((await waiting).state, 'stopped');
       assert.equal(answer.state, 'done', answer.problem?.message);

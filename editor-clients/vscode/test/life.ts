@@ -1,6 +1,7 @@
 /** The daemon's life as the editor sees it: reading, unloading, failing, crashing, another document, not being there. */
 
 import * as assert from 'node:assert/strict';
+import * as childProcess from 'node:child_process';
 import * as fs from 'node:fs';
 import * as vscode from 'vscode';
 import {
@@ -100,6 +101,27 @@ export const cases: Case[] = [
       );
       await vscode.commands.executeCommand('cagDaemon.restart');
       await untilReady();
+      assert.match((await ask(LATHE)).text, /Anselm Brandt/);
+    },
+  ],
+  [
+    'life: a worker that is killed comes back; that is said once, however often it happens',
+    async () => {
+      const { daemon } = api();
+      const worker = () => childProcess.execFileSync('pgrep', ['-P', String(daemon.pid)], { encoding: 'utf8' }).trim();
+      const said = await popups(async () => {
+        for (let death = 1; death <= 2; death++) {
+          await untilReady();
+          process.kill(Number(worker()), 'SIGKILL');
+          await untilStatus('its end is seen', ({ state }) => state !== 'ready');
+        }
+        await untilReady();
+      });
+      assert.deepEqual(
+        said.map(({ kind, items }) => [kind, items]),
+        [['warning', ['Show Log']]],
+      );
+      assert.match(said[0]?.message ?? '', /signal 9 .*it is being started again\.$/);
       assert.match((await ask(LATHE)).text, /Anselm Brandt/);
     },
   ],
