@@ -93,6 +93,18 @@ t.case('the view follows what is written while the cursor is at the end, and onl
     return #answer.text > before + 20
   end)
   t.is(cursor()[1], 1)
+  t.type('G0') -- in the last line, but not at its end
+  before = #answer.text
+  t.wait('more', function()
+    return #answer.text > before + 20
+  end)
+  t.is(cursor()[2], 0)
+  t.type('G$')
+  before = #answer.text
+  t.wait('more', function()
+    return #answer.text > before + 20
+  end)
+  t.yes(cursor()[2] > 0, vim.inspect(cursor()))
 end)
 
 t.case('<C-c> stops; what is written stays', function()

@@ -109,10 +109,8 @@ end)
 t.case('and what runs is started again, with the settings as they are by then', function()
   local client = t.clients()[1]
   t.is(client.settings.cag, { idleUnloadMinutes = 5 })
-  require('cag.config').set({ settings = { idleUnloadMinutes = 7 } })
-  if vim.lsp.enable then
-    vim.lsp.enable('cag') -- what was resolved is resolved anew
-  end
+  require('cag.config').set()
+  vim.g.cag = { settings = { idleUnloadMinutes = 7 } }
   vim.cmd('Cag restart')
   local another = t.wait('another client', function()
     local now = t.clients()[1]

@@ -36,22 +36,19 @@ end
 
 --- Start the daemon if the buffer is a file of a project with the document; nothing happens in others.
 ---@param bufnr integer
----@param on_dir? fun(root_dir?: string) Called for the document alone: no other buffer is shared with the daemon.
-function M.consider(bufnr, on_dir)
+function M.consider(bufnr)
   local path = M.enabled() and find.file(bufnr)
   if not path then
     return
   end
   local resolved = server.resolved()
-  local root, document = find.document(server.document_name(resolved), vim.fs.dirname(path))
-  if not root or not document or client.is_given_up(resolved) then
+  local root = find.document(server.document_name(resolved), vim.fs.dirname(path))
+  if not root or client.is_given_up(resolved) then
     return
   end
-  local started, why = client.start(root)
+  local _, why = client.start(root)
   if why then
     notice.once(why, vim.log.levels.ERROR)
-  elseif started and on_dir and find.same(path, document) then
-    on_dir(root)
   end
 end
 

@@ -88,7 +88,9 @@ local function window_for(bufnr, origin)
     end
   end
   vim.cmd('topleft split')
-  return vim.api.nvim_get_current_win()
+  local win = vim.api.nvim_get_current_win()
+  vim.wo[win].winfixbuf = false -- the window it was split from may keep its buffer
+  return win
 end
 
 --- Show a place of a buffer, and its words for a moment.

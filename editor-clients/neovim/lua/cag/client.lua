@@ -308,7 +308,7 @@ function M.stop(client, callback)
   call(client, 'stop')
   vim.defer_fn(function()
     if records[client.id] then
-      call(client, 'stop', true)
+      client.rpc.terminate() -- to stop a client that is stopping does nothing on Neovim 0.11
     end
   end, END_MS)
 end
@@ -319,6 +319,7 @@ end
 function M.restart(bufnr, callback)
   given_up = {}
   notice.forget()
+  server.reread()
   local running = M.running(bufnr)
   local record = running and records[running.id]
   if not running or not record then

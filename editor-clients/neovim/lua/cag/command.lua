@@ -32,7 +32,7 @@ local function show_status()
     return
   end
   client.when_ready(running, function()
-    client.request(running, 'cag/status', {}, function(problem, result)
+    client.request(running, require('cag.protocol').METHODS.status, {}, function(problem, result)
       if problem then
         notice.failure(problem.message, problem.level)
       else

@@ -203,6 +203,11 @@ function M.get()
   return options
 end
 
+--- Have the options looked up anew: vim.g.cag may be another.
+function M.reread()
+  options = nil
+end
+
 --- Take the user's options. What was given before is forgotten.
 ---@param user? cag.Options
 function M.set(user)

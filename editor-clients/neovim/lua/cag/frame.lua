@@ -32,10 +32,11 @@ local function title(scene)
   return scene.count > 1 and (' Cag · %d of %d '):format(scene.index, scene.count) or ' Cag '
 end
 
---- The few keys that matter now, as chunks of a footer.
+--- The few keys that matter now, as chunks of a footer: as many as there is room for, the most general first.
 ---@param scene cag.Scene
+---@param room integer Columns.
 ---@return [string, string][]
-local function hints(scene)
+local function hints(scene, room)
   local wanted
   if scene.running then
     wanted = { { 'stop', 'stop' }, scene.offered and { 'previous', 'earlier version' } or { 'close', 'close' } }
@@ -44,10 +45,14 @@ local function hints(scene)
   end
   wanted[#wanted + 1] = { 'help', 'keys' }
   local chunks = {}
-  for _, each in ipairs(wanted) do
-    local key = config.get().keys[each[1]]
-    if key then
-      vim.list_extend(chunks, { { ' ' .. key, 'CagKey' }, { ' ' .. each[2] .. ' ', 'CagNote' } })
+  for index = #wanted, 1, -1 do
+    local name, words = unpack(wanted[index])
+    local key = config.get().keys[name]
+    local width = vim.fn.strdisplaywidth(('%s  %s '):format(key, words))
+    if key and width <= room then
+      table.insert(chunks, 1, { ' ' .. words .. ' ', 'CagNote' })
+      table.insert(chunks, 1, { ' ' .. key, 'CagKey' })
+      room = room - width
     end
   end
   return chunks
@@ -75,7 +80,7 @@ function M.float(scene)
     border = border or 'rounded',
     title = framed and title(scene) or nil,
     title_pos = framed and 'left' or nil,
-    footer = framed and hints(scene) or nil,
+    footer = framed and hints(scene, width - 2) or nil,
     footer_pos = framed and 'right' or nil,
   } --[[@as vim.api.keyset.win_config]]
 end
@@ -92,13 +97,14 @@ end
 
 --- What a split says above its text: what a float has in its frame.
 ---@param scene cag.Scene
+---@param width integer
 ---@return string
-function M.bar(scene)
+function M.bar(scene, width)
   local function escaped(words)
     return (words:gsub('%%', '%%%%'))
   end
   local parts = { '%#CagNote#', escaped(title(scene)), '%=' }
-  for _, chunk in ipairs(hints(scene)) do
+  for _, chunk in ipairs(hints(scene, width - vim.fn.strdisplaywidth(title(scene)))) do
     vim.list_extend(parts, { '%#', chunk[2], '#', escaped(chunk[1]) })
   end
   return table.concat(parts)

@@ -1,6 +1,12 @@
 --- Ask one document of your project. What is here is public; `:help cag` tells it at length.
 
+local protocol = require('cag.protocol')
+
 local M = {}
+
+--- The reading that `refresh` has asked for.
+---@type { client_id: integer, request_id: integer }?
+local reading
 
 local function answers()
   return require('cag.answers')
@@ -50,9 +56,17 @@ function M.ask(question, options)
   end)
 end
 
---- Stop the answer that is running.
+--- Stop the answer that is running, or else the reading that was asked for.
 function M.stop()
-  if not answers().stop() then
+  if answers().stop() then
+    return
+  end
+  if reading then
+    -- No callback will tell: Neovim keeps the reply to a cancelled request to itself.
+    require('cag.client').cancel(reading.client_id, reading.request_id)
+    reading = nil
+    notice().info('the reading is stopped')
+  else
     notice().info('nothing is running')
   end
 end
@@ -125,7 +139,8 @@ end
 ---@param method string
 ---@param params table
 ---@param callback fun(result: any)
-local function request(method, params, callback)
+---@param on_sent? fun(client_id: integer, request_id: integer)
+local function request(method, params, callback, on_sent)
   local client = require('cag.client')
   local asked, why, level = client.pick(vim.api.nvim_get_current_buf())
   if not asked then
@@ -133,13 +148,16 @@ local function request(method, params, callback)
     return
   end
   client.when_ready(asked, function()
-    client.request(asked, method, params, function(problem, result)
+    local request_id = client.request(asked, method, params, function(problem, result)
       if problem then
         notice().failure(problem.message, problem.level)
       else
         callback(result)
       end
     end)
+    if request_id and on_sent then
+      on_sent(asked.id, request_id)
+    end
   end)
 end
 
@@ -147,12 +165,15 @@ end
 ---@param options? { force?: boolean } force: keep nothing of what is read.
 function M.refresh(options)
   local force = options and options.force or nil
-  request('cag/refresh', { force = force }, function(result)
+  request(protocol.METHODS.refresh, { force = force }, function(result)
     local text = require('cag.text')
+    local computed, took = text.count(result.tokens.computed), text.duration(result.milliseconds)
+    reading = nil
     notice().info(
-      result.tokens.computed == 0 and 'the document was read already'
-        or ('%s tokens read in %s'):format(text.count(result.tokens.computed), text.duration(result.milliseconds))
+      result.tokens.computed == 0 and 'the document was read already' or ('%s tokens read in %s'):format(computed, took)
     )
+  end, function(client_id, request_id)
+    reading = { client_id = client_id, request_id = request_id }
   end)
 end
 
@@ -163,7 +184,7 @@ function M.unload()
     notice().info('cag-daemon is not running')
     return
   end
-  request('cag/unload', {}, function()
+  request(protocol.METHODS.unload, {}, function()
     notice().info('the model has left memory; the next question brings it back')
   end)
 end

@@ -155,7 +155,7 @@ local function add_citations(page, answer, result, width)
   for _, citation in ipairs(citations) do
     local name = ('%s:%d'):format(M.name_of(citation.location.uri, answer.root), citation.location.range.start.line + 1)
     local words = text.squeezed(text.slice(answer.text, citation.answerRange[1], citation.answerRange[2]))
-    local room = math.max(width - vim.fn.strdisplaywidth(name) - 4, 16)
+    local room = math.max(width - vim.fn.strdisplaywidth(name) - 5, 16)
     local line = ('%s  "%s"'):format(name, text.fit(words, room))
     local row = page:add(line, 'CagQuote')
     page:mark('CagPlace', row, 0, row, #name)

@@ -25,10 +25,20 @@ function M.config()
       cag = options.settings --[[@as table]],
     } or nil,
     workspace_required = true,
-    root_dir = function(bufnr, on_dir)
-      attach.consider(bufnr, on_dir)
+    -- Neovim is not told of a root, so it starts nothing by itself: a client needs our hooks, and only the document
+    -- is attached to it.
+    root_dir = function(bufnr)
+      attach.consider(bufnr)
     end,
   }
+end
+
+--- Have the options looked up anew, where Neovim keeps what came of them, too.
+function M.reread()
+  config.reread()
+  if modern then
+    vim.lsp.config(M.NAME, {})
+  end
 end
 
 --- The configuration in force.

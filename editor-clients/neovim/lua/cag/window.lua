@@ -102,24 +102,32 @@ local function fit(win)
   if is_float(win) then
     vim.api.nvim_win_set_config(win, frame.float(scene(win)))
   else
-    vim.wo[win][0].winbar = frame.bar(scene(win))
+    vim.wo[win][0].winbar = frame.bar(scene(win), vim.api.nvim_win_get_width(win))
   end
 end
 
 -- ── its text ──
 
---- Whether the cursor is where new text comes.
+---@param buf integer
+---@return integer row, string line
+local function last_line(buf)
+  local row = vim.api.nvim_buf_line_count(buf)
+  return row, vim.api.nvim_buf_get_lines(buf, row - 1, row, false)[1]
+end
+
+--- Whether the cursor is where new text comes: on the last character.
 ---@param it cag.View
 ---@return boolean
 local function follows(it)
-  return vim.api.nvim_win_get_cursor(it.win)[1] == vim.api.nvim_buf_line_count(it.buf)
+  local cursor = vim.api.nvim_win_get_cursor(it.win)
+  local row, line = last_line(it.buf)
+  return cursor[1] == row and cursor[2] >= #line + (line == '' and 0 or vim.str_utf_start(line, #line) - 1)
 end
 
 ---@param it cag.View
 local function to_end(it)
-  local last = vim.api.nvim_buf_line_count(it.buf)
-  local line = vim.api.nvim_buf_get_lines(it.buf, last - 1, last, false)[1]
-  vim.api.nvim_win_set_cursor(it.win, { last, #line })
+  local row, line = last_line(it.buf)
+  vim.api.nvim_win_set_cursor(it.win, { row, #line })
 end
 
 ---@param buf integer
@@ -278,9 +286,13 @@ local function make_buffer()
   if scratch and vim.api.nvim_buf_is_valid(scratch) then
     return scratch
   end
+  local title = 'cag://answer'
+  if vim.fn.bufexists(title) == 1 then
+    vim.cmd.bwipeout({ title, bang = true }) -- one that a session has restored
+  end
   local buf = vim.api.nvim_create_buf(false, true)
   scratch = buf
-  vim.api.nvim_buf_set_name(buf, 'cag://answer')
+  vim.api.nvim_buf_set_name(buf, title)
   vim.bo[buf].bufhidden = 'hide'
   vim.api.nvim_buf_call(buf, function()
     -- Silently: where there is no parser for it, Neovim's own file type plugin fails.
