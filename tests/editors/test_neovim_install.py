@@ -61,11 +61,17 @@ def run(version: str, configuration: str, folder: Path, programs: Path) -> None:
 
 @pytest.mark.parametrize("version", ["0.10", "0.11", "0.12"])
 def test_as_a_package(version: str, tmp_path: Path, programs: Path) -> None:
-    """What ``cag-daemon client neovim --install`` leaves: a link in site/pack."""
-    start = Path(home_of(tmp_path, programs)["XDG_DATA_HOME"]) / "nvim" / "site" / "pack" / "cag-daemon" / "start"
-    start.mkdir(parents=True)
-    (start / "cag-daemon").symlink_to(PLUGIN)
+    """By ``cag-daemon client neovim --install``."""
+    environment = home_of(tmp_path, programs)
+    installed = [str(programs / "cag-daemon"), "client", "neovim", "--install"]
+    subprocess.run(installed, env=environment, check=True, capture_output=True, timeout=60)
     run(version, enabled(version), tmp_path, programs)
+
+
+def test_the_daemon_prints_the_folder(tmp_path: Path, programs: Path) -> None:
+    printed = [str(programs / "cag-daemon"), "client", "neovim"]
+    done = subprocess.run(printed, env=home_of(tmp_path, programs), capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{PLUGIN}\n"
 
 
 def test_on_the_runtimepath(tmp_path: Path, programs: Path) -> None:
