@@ -60,9 +60,23 @@ def test_the_commands_for_editors_are_those_there_are() -> None:
     assert tuple(re.findall(r"^\| `(cag\.\w+)` \|", README, re.MULTILINE)) == COMMANDS
 
 
+def test_what_it_says_for_neovim_is_what_the_help_says() -> None:
+    """The help's examples are run in the real editor."""
+    page = (ROOT / "editor-clients" / "neovim" / "doc" / "cag.txt").read_text("utf-8")
+    shown = [re.sub(r"^    ", "", each, flags=re.MULTILINE) for each in re.findall(r">lua\n(.*?)<", page, re.DOTALL)]
+    assert len(blocks("lua")) == 2
+    assert [block for block in blocks("lua") if block not in shown] == []
+
+
 def test_what_is_linked_is_there() -> None:
     pages = [
-        ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/DESIGN.md", "docs/PROTOCOL.md")
+        ROOT / name
+        for name in (
+            "README.md",
+            "CHANGELOG.md",
+            "CONTRIBUTING.md",
+            *("docs/DESIGN.md", "docs/EDITORS.md", "docs/PROTOCOL.md"),
+        )
     ]
     for page in pages:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
