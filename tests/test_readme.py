@@ -80,4 +80,4 @@ def test_what_is_linked_is_there() -> None:
     ]
     for page in pages:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text("utf-8")):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            assert target.startswith("https:") or (page.parent / target).exists(), f"{page.name}: {target}"
