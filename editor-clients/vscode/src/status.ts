@@ -94,7 +94,7 @@ function tooltip(message: string, status: Status | undefined): vscode.MarkdownSt
   text.appendMarkdown(plain(message));
   if (status?.model) {
     const { name, device, dtype } = status.model;
-    text.appendMarkdown(`\n\n${plain(`${name}${name === 'embedded' ? ', a stand-in for a real Mistral' : ''} · ${device} · ${dtype}`)}`);
+    text.appendMarkdown(`\n\n${plain(`${name} on ${device}, ${dtype}`)}`);
   }
   if (status?.unloadsInSeconds !== undefined && status.unloadsInSeconds > 0) {
     text.appendMarkdown(`\n\nThe model leaves memory in ${Math.ceil(status.unloadsInSeconds / 60)} min without a question.`);

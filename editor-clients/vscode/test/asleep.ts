@@ -57,7 +57,7 @@ export const cases: Case[] = [
       assert.match(ready.short, /^ready · \d+ of 3\.6k tokens$/);
       assert.equal(items.entry.text, `$(book) ${ready.short}`);
       assert.equal(items.language.text, `$(book) ${ready.short}`);
-      assert.match((items.entry.tooltip as vscode.MarkdownString).value, /stand\\-in for a real Mistral/);
+      assert.match((items.entry.tooltip as vscode.MarkdownString).value, /embedded on cpu, float32/);
     },
   ],
 ];
