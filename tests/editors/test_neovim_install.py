@@ -17,6 +17,7 @@ from tests.editors.neovim.drive import HERE, PLUGIN, home_of, neovim
 
 HELP = (PLUGIN / "doc" / "cag.txt").read_text("utf-8")
 PRINTED = "/what/cag-daemon/client/neovim/prints"
+BY_HAND = "runtimepath:prepend('"
 
 
 def block(part: str) -> str:
@@ -75,7 +76,18 @@ def test_the_daemon_prints_the_folder(tmp_path: Path, programs: Path) -> None:
 
 
 def test_on_the_runtimepath(tmp_path: Path, programs: Path) -> None:
-    run("0.11", f"{block('vim.opt.runtimepath:prepend')}\n{enabled('0.11')}", tmp_path, programs)
+    run("0.11", f"{block(BY_HAND)}\n{enabled('0.11')}", tmp_path, programs)
+
+
+def test_with_vim_pack(tmp_path: Path, programs: Path) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(PLUGIN, repository / "editor-clients" / "neovim")
+    git = ["git", "-C", str(repository), "-c", "user.name=tests", "-c", "user.email=tests@localhost"]
+    for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *command], check=True, capture_output=True, timeout=30)
+    configuration = block("vim.pack.add").replace("file:///a/clone/of/cag-daemon", repository.as_uri())
+    configuration = configuration.replace("{\n  load", "{\n  confirm = false,\n  load")
+    run("0.12", f"{configuration}\n{enabled('0.12')}", tmp_path, programs)
 
 
 def test_in_a_folder_that_cannot_be_written(tmp_path: Path, programs: Path) -> None:
@@ -85,7 +97,7 @@ def test_in_a_folder_that_cannot_be_written(tmp_path: Path, programs: Path) -> N
     for path in (copy, *copy.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
-        configuration = block("vim.opt.runtimepath:prepend").replace(str(PLUGIN), str(copy))
+        configuration = block(BY_HAND).replace(str(PLUGIN), str(copy))
         run("0.11", f"{configuration}\nrequire('cag').setup()", tmp_path, programs)
     finally:
         for path in (copy, *copy.rglob("*")):

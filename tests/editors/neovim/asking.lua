@@ -240,6 +240,20 @@ t.case('a question while an answer is running stops that; no streams are mixed',
   t.is(t.notices, {})
 end)
 
+t.case('pieces are put in order; those of another question are left alone', function()
+  local answers = require('cag.answers')
+  local answer = { id = 'ours', state = 'waiting', text = '', seq = 0, early = {} }
+  table.insert(answers.list, answer)
+  for _, piece in ipairs({ { 'ours', 1, 'b' }, { 'other', 0, 'x' }, { 'ours', 0, 'a' }, { 'ours', 2, 'c' } }) do
+    answers.partial({ id = piece[1], seq = piece[2], text = piece[3] })
+  end
+  t.is({ answer.text, answer.seq, answer.state }, { 'abc', 3, 'streaming' })
+  answer.state = 'stopped'
+  answers.partial({ id = 'ours', seq = 3, text = 'd' })
+  t.is(answer.text, 'abc')
+  table.remove(answers.list)
+end)
+
 t.case('r asks the same again', function()
   vim.cmd('Cag answer')
   local count = #require('cag.answers').list
