@@ -14,6 +14,6 @@ def editors(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Editors
     return Editors("0.11", tmp_path_factory.mktemp("neovim"), programs)
 
 
-@pytest.mark.parametrize("case", cases("asking", "starting", "trouble"))
+@pytest.mark.parametrize("case", cases("asking", "starting", "projects", "trouble"))
 def test_neovim(editors: Editors, case: Case) -> None:
     editors.check(case)

@@ -239,4 +239,45 @@ function M.state()
   return data and data.state
 end
 
+-- ── where the daemon is started ──
+
+local PATH = vim.env.PATH
+
+--- Whether a client comes within a moment that is long enough for one.
+function M.comes()
+  return vim.wait(400, function()
+    return #M.clients() > 0 or #require('cag.client').all() > 0
+  end, 10)
+end
+
+--- No buffers, no clients, and no word of them.
+function M.calm()
+  vim.cmd('silent! %bwipeout!')
+  M.end_clients()
+  M.notices = {}
+  vim.env.PATH = PATH
+end
+
+--- A folder beside the project.
+function M.folder(name)
+  local path = ('%s/../%s'):format(M.project, name)
+  vim.fn.mkdir(path, 'p')
+  return vim.uv.fs_realpath(path)
+end
+
+--- Write a file, with its folder.
+function M.put(path, words)
+  vim.fn.mkdir(vim.fs.dirname(path), 'p')
+  vim.fn.writefile(vim.split(words, '\n'), path)
+end
+
+--- Use other settings, as a user would.
+function M.configure(settings, more)
+  if vim.lsp.config then
+    vim.lsp.config('cag', vim.tbl_extend('force', { settings = { cag = settings } }, more or {}))
+  else
+    require('cag').setup(vim.tbl_extend('force', { settings = settings }, more or {}))
+  end
+end
+
 return M
