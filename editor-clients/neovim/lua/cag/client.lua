@@ -74,11 +74,9 @@ function M.start(root)
     end
     records[client.id] = records[client.id] or { root = root, after = {} }
   end
-  for _, bufnr in ipairs(document and vim.api.nvim_list_bufs() or {}) do
+  for _, bufnr in ipairs(vim.api.nvim_list_bufs()) do
     local path = vim.api.nvim_buf_is_loaded(bufnr) and find.file(bufnr)
-    if
-      path and find.same(path, document --[[@as string]])
-    then
+    if path and document and find.same(path, document) then
       vim.lsp.buf_attach_client(bufnr, client.id)
     end
   end
@@ -158,21 +156,15 @@ end
 ---@param bufnr integer
 ---@return vim.lsp.Client?
 function M.running(bufnr)
-  local all = M.all()
   local path = find.file(bufnr)
-  local best = all[1]
-  for _, each in ipairs(path and all or {}) do
-    local inside = find.inside(path --[[@as string]], each.record.root)
-    if
-      inside
-      and (
-        not find.inside(path --[[@as string]], best.record.root) or #each.record.root > #best.record.root
-      )
-    then
-      best = each
+  local best, deepest = nil, -1
+  for _, each in ipairs(M.all()) do
+    local depth = path and find.inside(path, each.record.root) and #each.record.root or 0
+    if depth > deepest then
+      best, deepest = each.client, depth
     end
   end
-  return best and best.client
+  return best
 end
 
 --- The client to use for a buffer: its project's, started where that is needed; else one that is running.
@@ -195,7 +187,7 @@ function M.pick(bufnr)
   if client then
     return client
   end
-  local where = vim.startswith(name, '/') and '' or (' in %s or above it'):format(vim.fn.fnamemodify(folder, ':~'))
+  local where = find.is_absolute(name) and '' or (' in %s or above it'):format(vim.fn.fnamemodify(folder, ':~'))
   local message = 'there is no %s%s: create it, or name another file in the setting document (:help cag-document)'
   return nil, message:format(name, where), LEVELS.WARN
 end

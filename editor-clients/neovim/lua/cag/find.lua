@@ -67,10 +67,11 @@ function M.upgrade_command(program)
   return (vim.fn.executable(pip) == 1 and pip or 'pip') .. ' install --upgrade cag-daemon'
 end
 
---- Whether the name is a path from the root.
+--- Whether a path is one from the root, or from the home folder.
 ---@param path string
 ---@return boolean
-local function is_absolute(path)
+function M.is_absolute(path)
+  path = vim.fs.normalize(path)
   return path:sub(1, 1) == '/' or path:find('^%a:/') ~= nil
 end
 
@@ -89,7 +90,7 @@ end
 ---@return string? root, string? path
 function M.document(name, folder)
   name = vim.fs.normalize(name)
-  if is_absolute(name) then
+  if M.is_absolute(name) then
     if is_file(name) then
       return vim.fs.dirname(name), name
     end
