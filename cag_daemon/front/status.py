@@ -59,7 +59,7 @@ def _state(session: Session) -> tuple[protocol.State, str, RequestFailed | None]
         return "noDocument", nowhere.message, nowhere
     if all(isinstance(document.error, DocumentNotFound) for document in documents):
         return "noDocument", str(documents[0].error), documents[0].error
-    if any(document.held is not None and document.error is None for document in documents):
+    if any(each.held is not None and each.error is None and each.has_failed() is None for each in documents):
         return "ready", _ready(session, documents), None
     for document in documents:
         problem = document.error or document.has_failed()

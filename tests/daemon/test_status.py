@@ -301,3 +301,14 @@ def test_a_text_that_waits_tells_how_long_its_reading_would_take(slow: Client) -
     assert document["cached"]["version"] == held
     assert status["short"].endswith(" · text changed")
     slow.document.write_text(SHORT, encoding="utf-8")
+
+
+def test_a_text_that_cannot_be_read_is_a_failure_also_where_an_earlier_one_is_cached(daemon: Daemons) -> None:
+    client = daemon(SHORT)
+    held = client.wait_status("ready")["documents"][0]["version"]
+    client.document.write_text(MEDIUM * 20, encoding="utf-8")
+    status = client.wait_status("failed")
+    (document,) = status["documents"]
+    assert status["reason"] == document["reason"] == "documentTooLong"
+    assert document["cached"]["version"] == held != document["version"]
+    assert client.ask("What?", whileRefreshing="previous").result()["snapshot"] == "previous"
