@@ -1,7 +1,7 @@
 """The editors' clients that come along: where they are, and how they get into the editor.
 
-In an installed package they lie in ``cag_daemon/editor_clients``, where the build puts them; in a checkout beside the package,
-in ``editor-clients``. The .vsix has to be built before it is there at all.
+In an installed package they lie in ``cag_daemon/editor_clients``, where the build puts them; in a checkout beside the
+package, in ``editor-clients``. The .vsix has to be built before it is there at all.
 """
 
 from __future__ import annotations
