@@ -1,12 +1,13 @@
 """A language server that answers `initialize` and nothing else: daemons that a client must not get on with.
 
-usage: fake_daemon.py older|newer|poorer|broken
+usage: fake_daemon.py older|newer|poorer|broken|hung
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from typing import Any
 
 SAYS: dict[str, dict[str, Any]] = {
@@ -19,6 +20,8 @@ SAYS: dict[str, dict[str, Any]] = {
 def main(kind: str) -> None:
     if kind == "broken":
         sys.exit("it was broken")
+    while kind == "hung":
+        time.sleep(1)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while header := source.readline():
         length = int(header.removeprefix(b"Content-Length:"))

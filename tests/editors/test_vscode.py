@@ -84,7 +84,7 @@ def test_inside_the_extension_host(node: Path, vscode: dict[str, str], slow_mode
     Path(vscode["FOLDER"], "document.txt").unlink()  # the extension is to be asleep at first
     fakes = tmp_path / "fakes"
     fakes.mkdir()
-    for kind in ("older", "newer", "poorer", "broken"):
+    for kind in ("older", "newer", "poorer", "broken", "hung"):
         script = fakes / kind
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT}/tests/editors/fake_daemon.py" {kind}\n', "utf-8")
         script.chmod(0o755)

@@ -1,22 +1,14 @@
 /** The questions of this session and their answers, in memory only. Asking, stopping, asking again, going on longer. */
 
 import * as vscode from 'vscode';
-import { ResponseError } from 'vscode-languageclient';
-import { NoDaemon, type Daemon } from './daemon';
-import {
-  CONNECTION_ERRORS,
-  ERROR,
-  METHOD,
-  MOST_NEW_TOKENS,
-  type AskParams,
-  type AskResult,
-  type DocumentStatus,
-  type Selection,
-} from './protocol';
-import { maxNewTokens } from './settings';
+import type { Daemon } from './daemon';
+import { failure, type Failure } from './errors';
+import { METHOD, MOST_NEW_TOKENS, type AskParams, type AskResult, type DocumentStatus, type Selection } from './protocol';
 
 /** A question that would wait longer may be answered from the earlier version. */
 export const PATIENCE_MS = 5000;
+/** After so long the daemon has told of the text that it had when it was asked: it looks, and lets typing settle. */
+const TOLD_MS = 700;
 
 /**
  * One question and what has come of it.
@@ -30,15 +22,18 @@ export interface Answer {
   readonly selection?: Selection;
   /** Any file of the workspace folder whose document is asked. */
   readonly about?: string;
-  readonly maxNewTokens: number;
+  /** Only where more room was asked for than the settings give. */
+  readonly maxNewTokens?: number;
   readonly from: 'wait' | 'previous';
   readonly asked: number;
   state: 'waiting' | 'answering' | 'done' | 'stopped' | 'failed';
   text: string;
   result?: AskResult;
-  problem?: { message: string; reason?: string };
+  problem?: Failure;
   /** While it waits: what for, in the daemon's words. */
   waitingFor?: string;
+  /** The version of the document that it waits for, once that is known. */
+  wants?: string;
   /** It would wait long, and an earlier version could answer at once. */
   earlierOffered?: boolean;
   /** The document is another one by now. */
@@ -50,8 +45,8 @@ export interface AskOptions {
   about?: string | undefined;
   maxNewTokens?: number | undefined;
   from?: 'wait' | 'previous' | undefined;
-  /** Another answer that this one takes the place of. */
-  inPlaceOf?: string | undefined;
+  /** Another answer, below which this one is shown. */
+  below?: string | undefined;
 }
 
 export class Answers implements vscode.Disposable {
@@ -87,33 +82,45 @@ export class Answers implements vscode.Disposable {
   }
 
   /** Ask, and resolve when the answer has ended, in whatever way. */
-  async ask(question: string, options: AskOptions = {}): Promise<Answer> {
+  async ask(question: string, { below, ...options }: AskOptions = {}): Promise<Answer> {
+    const { selection, about, maxNewTokens, from } = options;
     const answer: Answer = {
       id: `vscode-${process.pid}-${++this.count}`,
       question,
-      maxNewTokens: options.maxNewTokens ?? maxNewTokens(),
-      from: options.from ?? 'wait',
+      from: from ?? 'wait',
       asked: Date.now(),
       state: 'waiting',
       text: '',
-      ...(options.selection && { selection: options.selection }),
-      ...(options.about && { about: options.about }),
+      ...(selection && { selection }),
+      ...(about && { about }),
+      ...(maxNewTokens && { maxNewTokens }),
     };
-    const place = this.all.findIndex((each) => each.id === options.inPlaceOf);
-    this.all.splice(place < 0 ? this.all.length : place, place < 0 ? 0 : 1, answer);
+    const above = this.all.findIndex((each) => each.id === below);
+    this.all.splice(above < 0 ? this.all.length : above + 1, 0, answer);
     const source = new vscode.CancellationTokenSource();
     this.open.set(answer.id, source);
     this.emitter.fire(undefined);
-    const timer = setTimeout(() => this.look(), PATIENCE_MS + 50);
+    const timers: NodeJS.Timeout[] = [];
     try {
       this.look();
-      const result = await this.daemon.request<AskResult>(METHOD.ask, params(answer), source.token);
+      const asking = this.daemon.request<AskResult>(METHOD.ask, params(answer), source.token);
+      const started = () => {
+        if (this.open.has(answer.id)) {
+          timers.push(
+            setTimeout(() => this.note(answer), TOLD_MS),
+            setTimeout(() => this.look(), PATIENCE_MS + 50),
+          );
+        }
+      };
+      this.daemon.start().then(started, () => undefined);
+      const result = await asking;
       // The reply repeats the whole text: whatever was streamed, this is the answer.
       this.set(answer, { state: 'done', text: result.answer, result });
     } catch (error) {
-      this.set(answer, outcome(error));
+      const problem = failure(error);
+      this.set(answer, problem ? { state: 'failed', problem } : { state: 'stopped' });
     } finally {
-      clearTimeout(timer);
+      timers.forEach(clearTimeout);
       this.open.delete(answer.id);
       source.dispose();
       this.look();
@@ -134,21 +141,26 @@ export class Answers implements vscode.Disposable {
     return this.open.size > 0;
   }
 
-  again(answer: Answer): Promise<Answer> {
-    return this.ask(answer.question, { selection: answer.selection, about: answer.about, maxNewTokens: answer.maxNewTokens });
+  again({ question, selection, about, maxNewTokens }: Answer): Promise<Answer> {
+    return this.ask(question, { selection, about, maxNewTokens });
   }
 
-  /** The same question with more room, in place of the answer that was cut: it begins with the same words. */
-  goOn(answer: Answer): Promise<Answer> {
-    const { selection, about, from } = answer;
-    return this.ask(answer.question, { selection, about, from, maxNewTokens: longer(answer), inPlaceOf: answer.id });
+  /** The same question with more room. The answer that was cut, which begins with the same words, goes once the longer one is whole. */
+  async goOn(cut: Answer): Promise<Answer> {
+    const { question, selection, about, from, id } = cut;
+    const answer = await this.ask(question, { selection, about, from, maxNewTokens: longer(cut), below: id });
+    if (answer.state === 'done') {
+      this.remove(id);
+    }
+    return answer;
   }
 
   /** Give up waiting, and have the question answered from the version that is cached whole. */
-  async fromEarlier(answer: Answer): Promise<Answer> {
-    this.stop(answer.id);
-    const { selection, about } = answer;
-    return this.ask(answer.question, { selection, about, maxNewTokens: answer.maxNewTokens, from: 'previous', inPlaceOf: answer.id });
+  async fromEarlier({ question, selection, about, maxNewTokens, id }: Answer): Promise<Answer> {
+    this.stop(id);
+    const answer = this.ask(question, { selection, about, maxNewTokens, from: 'previous', below: id });
+    this.remove(id);
+    return answer;
   }
 
   clear(): void {
@@ -164,17 +176,36 @@ export class Answers implements vscode.Disposable {
     }
   }
 
+  private remove(id: string): void {
+    const index = this.all.findIndex((each) => each.id === id);
+    if (index >= 0) {
+      this.all.splice(index, 1);
+      this.emitter.fire(undefined);
+    }
+  }
+
+  /** Remember which version a question waits for. */
+  private note(answer: Answer): void {
+    const version = this.documentOf(answer)?.version;
+    this.set(answer, version === undefined ? {} : { wants: version });
+    this.look();
+  }
+
   /** See what the daemon's state means for each answer. */
   private look(): void {
+    const { status } = this.daemon;
     for (const answer of this.all) {
       if (answer.state === 'waiting') {
-        const document = this.documentOf(answer);
-        const waitingFor = this.daemon.status?.short ?? 'starting';
-        this.set(answer, { waitingFor, earlierOffered: answer.from === 'wait' && waitsLong(document, Date.now() - answer.asked) });
-      } else if (answer.result) {
+        const earlierOffered = answer.from === 'wait' && waitsLong(this.documentOf(answer), answer.wants, Date.now() - answer.asked);
+        this.set(answer, { waitingFor: status?.short ?? 'starting', earlierOffered });
+      } else if (answer.result && status) {
         const { uri, version } = answer.result.document;
-        const now = this.daemon.status?.documents.find((each) => each.uri === uri)?.version;
-        this.set(answer, { changed: now === undefined ? (answer.changed ?? false) : now !== version });
+        const now = status.documents.find((each) => each.uri === uri);
+        if (!now || now.state === 'missing') {
+          this.set(answer, { changed: true });
+        } else if (now.version !== undefined) {
+          this.set(answer, { changed: now.version !== version });
+        }
       }
     }
   }
@@ -186,55 +217,46 @@ export class Answers implements vscode.Disposable {
   }
 
   private set(answer: Answer, changes: Partial<Answer>): void {
-    const before = JSON.stringify(answer);
+    const differs = (Object.keys(changes) as (keyof Answer)[]).some((key) => answer[key] !== changes[key]);
     Object.assign(answer, changes);
-    // Not of one that another has taken the place of.
-    if (JSON.stringify(answer) !== before && this.all.includes(answer)) {
+    // Not of one that was removed.
+    if (differs && this.all.includes(answer)) {
       this.emitter.fire(answer);
     }
   }
 }
 
 /** How many tokens to ask for when going on: four times as many, and never more than may be asked for. */
-export function longer(answer: Answer): number {
-  return Math.min(MOST_NEW_TOKENS, 4 * answer.maxNewTokens);
+export function longer({ result }: Answer): number {
+  return Math.min(MOST_NEW_TOKENS, 4 * Math.max(1, result?.tokens.generated ?? 1));
 }
 
 /** Whether an answer was cut, and asking for more tokens would make it longer. */
-export function canGoOn(answer: Answer): boolean {
-  const { result } = answer;
-  return result?.finishReason === 'length' && result.tokens.generated >= answer.maxNewTokens && answer.maxNewTokens < MOST_NEW_TOKENS;
+export function canGoOn({ result, maxNewTokens }: Answer): boolean {
+  const generated = result?.tokens.generated ?? 0;
+  // One that has got less than it asked for has met the end of the model's context.
+  return result?.finishReason === 'length' && generated < MOST_NEW_TOKENS && generated >= (maxNewTokens ?? 0);
 }
 
-/** Whether a question to that document waits for a reading of more than five seconds that an earlier version need not wait for. */
-export function waitsLong(document: DocumentStatus | undefined, waited: number): boolean {
-  if (!document?.cached || document.cached.version === document.version || document.state === 'ready') {
+/**
+ * Whether a question waits more than five seconds for a reading that an earlier version need not wait for.
+ *
+ * @param wants the version that it waits for; one that is cached already answers at once.
+ */
+export function waitsLong(document: DocumentStatus | undefined, wants: string | undefined, waited: number): boolean {
+  if (!document?.cached || wants === undefined || document.cached.version === wants || document.state === 'ready') {
     return false;
   }
   return waited > PATIENCE_MS || (document.secondsLeft ?? 0) * 1000 > PATIENCE_MS;
 }
 
-function params(answer: Answer): AskParams {
+function params({ question, id, maxNewTokens, from, selection, about }: Answer): AskParams {
   return {
-    question: answer.question,
-    id: answer.id,
-    maxNewTokens: answer.maxNewTokens,
-    whileRefreshing: answer.from,
-    ...(answer.selection && { selection: answer.selection }),
-    ...(answer.about && { document: answer.about }),
+    question,
+    id,
+    whileRefreshing: from,
+    ...(maxNewTokens && { maxNewTokens }),
+    ...(selection && { selection }),
+    ...(about && { document: about }),
   };
-}
-
-function outcome(error: unknown): Partial<Answer> {
-  if (error instanceof vscode.CancellationError || (error instanceof ResponseError && error.code === ERROR.cancelled)) {
-    return { state: 'stopped' };
-  }
-  if (error instanceof ResponseError && !CONNECTION_ERRORS.includes(error.code)) {
-    const reason = (error.data as { reason?: string } | undefined)?.reason;
-    return { state: 'failed', problem: { message: error.message, ...(reason !== undefined && { reason }) } };
-  }
-  if (error instanceof NoDaemon) {
-    return { state: 'failed', problem: { message: error.message, reason: 'noDaemon' } };
-  }
-  return { state: 'failed', problem: { message: 'The daemon ended before the answer was whole; ask again.', reason: 'daemonEnded' } };
 }

@@ -1,75 +1,109 @@
 /** The daemon's life: found, started, watched, started again within a budget, stopped. What it says goes out as events. */
 
-import * as os from 'node:os';
 import * as readline from 'node:readline';
 import * as vscode from 'vscode';
 import {
   CloseAction,
   ErrorAction,
   LanguageClient,
+  ResponseError,
   RevealOutputChannelOn,
   ShowMessageNotification,
-  TextDocumentSyncKind,
   TransportKind,
   type Middleware,
   type ServerOptions,
 } from 'vscode-languageclient/node';
-import { isDocument } from './document';
-import { find, installCommand, isExecutable, places, upgradeCommand, type Found, type Host, type Place } from './find';
-import { FEATURES, METHOD, PROTOCOL_VERSION, type Experimental, type Partial, type RefreshResult, type Status } from './protocol';
-import { SECTION, executableSetting, openSettings, section } from './settings';
+import { NoDaemon, remedy, type NoDaemonReason, type Remedy } from './errors';
+import { upgradeCommand, type Found } from './find';
+import { look, notFound } from './host';
+import type { PopUps } from './popups';
+import { CONNECTION_ERRORS, FEATURES, METHOD, PROTOCOL_VERSION, type Experimental, type Partial, type Status } from './protocol';
+import { SECTION, section } from './settings';
+import { syncAgain, syncDocuments, syncMiddleware } from './sync';
 
 const RESTARTS = 3;
 const RESTART_MS = 5 * 60_000;
-
-/** There is no daemon to talk to; the message says why. */
-export class NoDaemon extends Error {}
+/** A daemon answers `initialize` before it loads anything. */
+const INITIALIZE_MS = 60_000;
+/** Other ways on, beside the first, where there is no daemon. */
+const FURTHER: Record<NoDaemonReason, Remedy[]> = {
+  daemonNotFound: [
+    { command: 'walkthrough', title: 'How to Install' },
+    { command: 'executableSetting', title: 'Settings' },
+  ],
+  daemonUnfit: [{ command: 'showLog', title: 'Show Log' }],
+  daemonNotStarted: [{ command: 'executableSetting', title: 'Settings' }],
+  daemonGivenUp: [{ command: 'showLog', title: 'Show Log' }],
+  daemonEnded: [],
+  daemonStopped: [],
+};
 
 type Introduction = Experimental & { version?: string };
 
 export class Daemon implements vscode.Disposable {
-  /** What the daemon said last of its state; undefined: it does not run. */
+  /** What the daemon said last of its state; undefined: it does not run, or has not said anything yet. */
   status: Status | undefined;
   /** The program that runs, or ran last. */
   found: Found | undefined;
   /** Why it does not run, if something is wrong. */
-  problem: string | undefined;
+  problem: NoDaemon | undefined;
   /** What it listed of itself when it started. */
   said: Introduction = {};
 
   private readonly statusEmitter = new vscode.EventEmitter<Status | undefined>();
   private readonly partialEmitter = new vscode.EventEmitter<Partial>();
-  private readonly readEmitter = new vscode.EventEmitter<RefreshResult>();
+  /** The state has changed, also to or from one in which there is no daemon. */
   readonly onStatus = this.statusEmitter.event;
   readonly onPartial = this.partialEmitter.event;
-  readonly onRead = this.readEmitter.event;
 
   private client: LanguageClient | undefined;
-  private starting: Promise<LanguageClient> | undefined;
+  /** One that was started and has not introduced itself yet. */
+  private launched: LanguageClient | undefined;
+  private launching: Promise<LanguageClient> | undefined;
+  /** Counts up with each stop: what was begun before one is not wanted any more. */
+  private stops = 0;
   private restarting: Promise<void> | undefined;
   private restartsWanted = 0;
   private sent: Record<string, unknown> = {};
   private readonly deaths: number[] = [];
-  private readonly shown = new Set<string>();
-  private readonly listener: vscode.Disposable;
+  private readonly listeners: vscode.Disposable[];
 
-  constructor(readonly log: vscode.LogOutputChannel) {
-    this.listener = vscode.workspace.onDidChangeConfiguration((event) => {
-      if (event.affectsConfiguration(`${SECTION}.executable`) && (this.client ?? this.problem) !== undefined) {
-        void this.restart();
-      } else if (event.affectsConfiguration(SECTION)) {
-        this.configure(event.affectsConfiguration(`${SECTION}.document`));
-      }
-    });
+  constructor(
+    readonly log: vscode.LogOutputChannel,
+    private readonly popUps: PopUps,
+  ) {
+    this.listeners = [
+      vscode.workspace.onDidChangeConfiguration((event) => {
+        if (!event.affectsConfiguration(SECTION)) {
+          return;
+        }
+        // What fails under other settings is news.
+        this.popUps.forget();
+        if (event.affectsConfiguration(`${SECTION}.executable`) && (this.client ?? this.launching ?? this.problem) !== undefined) {
+          void this.restart();
+        } else {
+          this.configure(event.affectsConfiguration(`${SECTION}.document`));
+        }
+      }),
+      vscode.workspace.onDidGrantWorkspaceTrust(() => {
+        if (this.problem) {
+          void this.restart(); // the interpreter of the workspace may have it
+        }
+      }),
+    ];
   }
 
   get running(): boolean {
     return this.client !== undefined;
   }
 
+  get starting(): boolean {
+    return this.launching !== undefined;
+  }
+
   /** The process, while one runs. */
   get pid(): number | undefined {
-    return this.client?.serverProcess?.pid;
+    return (this.client ?? this.launched)?.serverProcess?.pid;
   }
 
   // ── requests ──
@@ -77,12 +111,20 @@ export class Daemon implements vscode.Disposable {
   /**
    * Ask the daemon something; it is started where it does not run.
    *
-   * @throws NoDaemon, or the daemon's own ResponseError.
+   * @throws NoDaemon, CancellationError, or the daemon's own ResponseError.
    */
   async request<R>(method: string, params: object = {}, token?: vscode.CancellationToken): Promise<R> {
-    const client = await this.start();
-    // An argument that is undefined would be sent as a second parameter.
-    return token ? client.sendRequest<R>(method, params, token) : client.sendRequest<R>(method, params);
+    const client = await this.started(token);
+    try {
+      // An argument that is undefined would be sent as a second parameter.
+      return await (token ? client.sendRequest<R>(method, params, token) : client.sendRequest<R>(method, params));
+    } catch (error) {
+      if (error instanceof vscode.CancellationError || (error instanceof ResponseError && !CONNECTION_ERRORS.includes(error.code))) {
+        throw error;
+      }
+      this.log.warn(String(error));
+      throw new NoDaemon('The daemon ended before it had answered; try again.', 'daemonEnded');
+    }
   }
 
   // ── start and end ──
@@ -92,15 +134,42 @@ export class Daemon implements vscode.Disposable {
     if (this.client) {
       return Promise.resolve(this.client);
     }
-    this.starting ??= this.launch().finally(() => (this.starting = undefined));
-    return this.starting;
+    if (!this.launching) {
+      const stops = this.stops;
+      const launching = this.launch(stops).finally(() => {
+        if (this.launching === launching) {
+          this.launching = undefined;
+        }
+        this.tell(this.status);
+      });
+      this.launching = launching;
+      this.tell(undefined);
+    }
+    return this.launching;
+  }
+
+  /** As `start`, over restarts that happen meanwhile. */
+  private async started(token: vscode.CancellationToken | undefined): Promise<LanguageClient> {
+    for (;;) {
+      try {
+        return await orCancelled(this.start(), token);
+      } catch (error) {
+        if (!(error instanceof NoDaemon && error.reason === 'daemonStopped' && this.restarting)) {
+          throw error;
+        }
+        await orCancelled(this.restarting, token);
+      }
+    }
   }
 
   async stop(): Promise<void> {
-    await this.starting?.catch(() => undefined);
-    const { client } = this;
-    this.client = undefined;
+    this.stops++;
+    const { client, launched, launching } = this;
+    this.client = this.launched = this.launching = undefined;
     this.tell(undefined);
+    // What has not introduced itself yet cannot be asked to end.
+    launched?.serverProcess?.kill('SIGKILL');
+    await launching?.catch(() => undefined);
     // It rejects where the daemon has gone already, or takes its time; then the process is killed.
     await client?.stop().catch((error: unknown) => this.log.warn(String(error)));
     await client?.dispose().catch(() => undefined);
@@ -109,13 +178,15 @@ export class Daemon implements vscode.Disposable {
   /** End it and start it anew, also where it had given up. Who asks meanwhile gets one more start, not one each. */
   restart(): Promise<void> {
     this.restartsWanted++;
+    if (this.restarting) {
+      void this.stop(); // it may hang in a start
+    }
     this.restarting ??= this.restartNow().finally(() => (this.restarting = undefined));
     return this.restarting;
   }
 
   private async restartNow(): Promise<void> {
     this.deaths.length = 0;
-    this.shown.clear();
     for (let seen = 0; seen !== this.restartsWanted;) {
       seen = this.restartsWanted;
       await this.stop();
@@ -124,44 +195,79 @@ export class Daemon implements vscode.Disposable {
   }
 
   dispose(): void {
-    this.listener.dispose();
+    for (const each of this.listeners) {
+      each.dispose();
+    }
     void this.stop();
   }
 
-  private async launch(): Promise<LanguageClient> {
-    const looked = await this.places();
-    const found = find(host(), looked);
+  /** @param stops as many as there were when this was begun. */
+  private async launch(stops: number): Promise<LanguageClient> {
+    const unwanted = () => {
+      if (stops !== this.stops) {
+        throw new NoDaemon('The daemon was stopped while it started.', 'daemonStopped');
+      }
+    };
+    const { found, looked } = await look();
+    unwanted();
     if (!found) {
-      throw this.fail(this.notFound(looked), 'install');
+      for (const { name, files } of looked) {
+        this.log.info(`Looked for the daemon in ${name}:${files.map((file) => `\n  ${file}`).join('') || ' nothing to look for'}`);
+      }
+      throw this.fail(notFound(looked), 'daemonNotFound');
     }
     this.found = found;
     this.log.info(`Starting ${found.command} (${found.where}).`);
     const client = this.newClient(found.command);
-    let status: Status;
+    this.launched = client;
     try {
-      await client.start();
+      await this.introduced(client);
+      unwanted();
       this.said = introduction(client);
       if (!isFit(this.said)) {
-        await client.stop().catch(() => undefined);
-        throw this.fail(this.mismatch(found, this.said), 'upgrade');
+        throw this.fail(mismatch(found, this.said), 'daemonUnfit');
       }
-      this.follow(client);
-      status = await client.sendRequest<Status>(METHOD.status);
+      const status = await client.sendRequest<Status>(METHOD.status);
+      unwanted();
+      this.client = client;
+      this.problem = undefined;
+      this.popUps.forget('daemon');
+      syncDocuments(client);
+      this.tell(status);
     } catch (error) {
+      await client.stop().catch(() => client.serverProcess?.kill('SIGKILL'));
       await client.dispose().catch(() => undefined);
+      unwanted();
       if (error instanceof NoDaemon) {
         throw error;
       }
       const why = error instanceof Error ? error.message : String(error);
-      throw this.fail(`${found.command} could not be started (${why}). See the log.`, 'log');
+      throw this.fail(`${found.command} could not be started (${why}). See the log.`, 'daemonNotStarted');
+    } finally {
+      if (this.launched === client) {
+        this.launched = undefined;
+      }
     }
-    this.client = client;
-    this.problem = undefined;
-    this.tell(status);
     if (JSON.stringify(section()) !== JSON.stringify(this.sent)) {
       this.configure(true); // the settings changed while it started
     }
     return client;
+  }
+
+  /** Start, and end what does not say in time what it is. */
+  private async introduced(client: LanguageClient): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<never>((_resolve, reject) => {
+      timer = setTimeout(() => {
+        reject(new Error(`it said nothing for ${INITIALIZE_MS / 1000} s`));
+        client.serverProcess?.kill('SIGKILL');
+      }, INITIALIZE_MS);
+    });
+    try {
+      await Promise.race([client.start(), late]);
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   private newClient(command: string): LanguageClient {
@@ -173,7 +279,7 @@ export class Daemon implements vscode.Disposable {
         this.sent = section();
         return { ...given(this.sent), showAnswers: false };
       },
-      middleware: middleware(),
+      middleware: this.middleware(() => client),
       stdioOptions: { stdout: logLines, stderr: logLines },
       errorHandler: {
         error: () => ({ action: ErrorAction.Continue, handled: true }),
@@ -187,32 +293,38 @@ export class Daemon implements vscode.Disposable {
     });
     // The library would say in a message of its own, which no option turns off, what `fail` says with the next step.
     (client as unknown as { showNotificationMessage: () => void }).showNotificationMessage = () => undefined;
-    return client;
-  }
-
-  private follow(client: LanguageClient): void {
     client.onNotification(METHOD.partial, (partial: Partial) => this.partialEmitter.fire(partial));
     client.onNotification(METHOD.statusChanged, (status: Status) => {
       if (client === this.client) {
         this.tell(status);
       }
     });
-    client.onNotification(METHOD.documentChanged, (read: RefreshResult) => this.readEmitter.fire(read));
     // In place of the library's own handler, which shows the same sentence again and again.
-    client.onNotification(ShowMessageNotification.type, ({ message }) => this.warn(message));
-    this.syncDocument(client);
+    client.onNotification(ShowMessageNotification.type, ({ message }) => {
+      this.log.warn(message);
+      this.popUps.once('warning', `said ${message}`, message, [{ command: 'showLog', title: 'Show Log' }]);
+    });
+    return client;
   }
 
-  /** Only the document is shared with the daemon, and no other file that is open. */
-  private syncDocument(client: LanguageClient): void {
-    const selector = { documentSelector: [{ scheme: 'file' }] };
-    const id = 'cag-document';
-    client.getFeature('textDocument/didOpen').register({ id, registerOptions: selector });
-    client
-      .getFeature('textDocument/didChange')
-      .register({ id, registerOptions: { ...selector, syncKind: TextDocumentSyncKind.Incremental } });
-    client.getFeature('textDocument/didSave').register({ id, registerOptions: selector });
-    client.getFeature('textDocument/didClose').register({ id, registerOptions: selector });
+  private middleware(client: () => LanguageClient): Middleware {
+    return {
+      ...syncMiddleware(),
+      // The status bar entry says it already. The end is passed on: the library frees what it holds.
+      handleWorkDoneProgress: (_token, params, next) => {
+        if (params.kind === 'end') {
+          next(_token, params);
+        }
+      },
+      workspace: {
+        configuration: (params, token, next) =>
+          params.items.every((item) => item.section === SECTION) ? params.items.map(() => section()) : next(params, token),
+        didChangeWorkspaceFolders: async (event, next) => {
+          await next(event);
+          syncAgain(client());
+        },
+      },
+    };
   }
 
   private configure(otherDocument: boolean): void {
@@ -223,11 +335,7 @@ export class Daemon implements vscode.Disposable {
     this.sent = section();
     void client.sendNotification('workspace/didChangeConfiguration', { settings: { [SECTION]: this.sent } });
     if (otherDocument) {
-      // What is open by now may be the document: have the library look through all open files again.
-      for (const method of ['textDocument/didClose', 'textDocument/didOpen', 'textDocument/didChange', 'textDocument/didSave'] as const) {
-        client.getFeature(method as 'textDocument/didOpen').unregister('cag-document');
-      }
-      this.syncDocument(client);
+      syncAgain(client);
     }
   }
 
@@ -241,7 +349,10 @@ export class Daemon implements vscode.Disposable {
     this.deaths.push(now);
     const recent = this.deaths.filter((each) => now - each < RESTART_MS).length;
     if (recent > RESTARTS) {
-      this.fail(`The daemon ended ${recent} times within five minutes and is left alone now. See the log, then restart it.`, 'restart');
+      this.fail(
+        `The daemon ended ${recent} times within five minutes and is left alone now. See the log, then restart it.`,
+        'daemonGivenUp',
+      );
       return;
     }
     this.log.warn(`The daemon has ended; it is started again (${recent} of ${RESTARTS}).`);
@@ -253,95 +364,33 @@ export class Daemon implements vscode.Disposable {
     this.statusEmitter.fire(status);
   }
 
-  // ── words ──
-
-  /** Show a warning, once for as long as the daemon is not restarted by hand. */
-  private warn(message: string): void {
-    this.log.warn(message);
-    if (!this.shown.has(message)) {
-      this.shown.add(message);
-      void vscode.window.showWarningMessage(message, 'Show Log').then((chosen) => {
-        if (chosen) {
-          this.log.show();
-        }
-      });
-    }
-  }
-
-  private fail(message: string, remedy: 'install' | 'upgrade' | 'log' | 'restart'): NoDaemon {
-    this.problem = message;
+  private fail(message: string, reason: NoDaemonReason): NoDaemon {
+    const problem = new NoDaemon(message, reason);
+    this.problem = problem;
     this.log.error(message);
     this.tell(undefined);
-    if (!this.shown.has(message)) {
-      this.shown.add(message);
-      void this.offer(message, remedy);
-    }
-    return new NoDaemon(message);
+    const first = remedy(reason);
+    this.popUps.once('error', reason, message, [...(first ? [first] : []), ...FURTHER[reason]]);
+    return problem;
   }
+}
 
-  private async offer(message: string, remedy: 'install' | 'upgrade' | 'log' | 'restart'): Promise<void> {
-    const command = remedy === 'upgrade' && this.found ? upgradeCommand(this.found.command) : installCommand(host());
-    const actions = {
-      install: ['Copy Command', 'How to Install', 'Settings'],
-      upgrade: ['Copy Command', 'Show Log'],
-      log: ['Show Log', 'Settings'],
-      restart: ['Restart', 'Show Log'],
-    }[remedy];
-    switch (await vscode.window.showErrorMessage(message, ...actions)) {
-      case 'Copy Command':
-        await vscode.env.clipboard.writeText(command);
-        break;
-      case 'How to Install':
-        await vscode.commands.executeCommand('cagDaemon.walkthrough');
-        break;
-      case 'Settings':
-        await openSettings('cag.executable');
-        break;
-      case 'Show Log':
-        this.log.show();
-        break;
-      case 'Restart':
-        await this.restart();
-        break;
+/** What a promise gives, but no longer than until it is cancelled. */
+function orCancelled<T>(promise: Promise<T>, token: vscode.CancellationToken | undefined): Promise<T> {
+  if (!token) {
+    return promise;
+  }
+  return new Promise((resolve, reject) => {
+    const cancel = () => reject(new vscode.CancellationError());
+    if (token.isCancellationRequested) {
+      cancel();
     }
-  }
-
-  private notFound(looked: Place[]): string {
-    const where = `on ${vscode.env.remoteName ? `the remote host ${os.hostname()}` : os.hostname()}`;
-    const [first] = looked;
-    if (executableSetting() && first) {
-      return `The setting cag.executable names ${first.files.join(', ')}, which is no program ${where}: correct it, or empty it to have cag-daemon looked for.`;
-    }
-    const names = looked.filter((place) => place.files.length > 0).map((place) => place.name);
-    for (const place of looked) {
-      this.log.info(
-        `Looked for the daemon in ${place.name}:${place.files.map((file) => `\n  ${file}`).join('') || ' nothing to look for'}`,
-      );
-    }
-    return `cag-daemon was not found ${where}; looked in ${names.join(', ')}. Install it with: ${installCommand(host())}`;
-  }
-
-  private mismatch(found: Found, said: Experimental): string {
-    const speaks =
-      said.protocolVersion === undefined
-        ? 'no version of the protocol that is known here'
-        : `version ${said.protocolVersion} of the protocol`;
-    const has =
-      said.protocolVersion === PROTOCOL_VERSION
-        ? 'is older than this extension'
-        : `speaks ${speaks}, and this extension speaks version ${PROTOCOL_VERSION}`;
-    const newer = said.protocolVersion !== undefined && said.protocolVersion > PROTOCOL_VERSION;
-    const step = newer
-      ? 'update the extension, with: cag-daemon client vscode --install'
-      : `upgrade it with: ${upgradeCommand(found.command)}`;
-    return `${found.command} ${has}; ${step}`;
-  }
-
-  private async places(): Promise<Place[]> {
-    const trusted = vscode.workspace.isTrusted;
-    const inWorkspace = trusted ? [] : (vscode.workspace.workspaceFolders ?? []).map((folder) => folder.uri.fsPath);
-    return places(host(), executableSetting(), trusted ? await interpreters() : [], inWorkspace);
-  }
+    const listener = token.onCancellationRequested(cancel);
+    const done = () => {
+      listener.dispose();
+    };
+    promise.finally(done).then(resolve, reject);
+  });
 }
 
 /** What a daemon says of itself when it starts. */
@@ -356,58 +405,25 @@ function isFit({ protocolVersion, features }: Introduction): boolean {
   return protocolVersion === PROTOCOL_VERSION && FEATURES.every((feature) => features?.includes(feature));
 }
 
-/** This host, as `find` wants to know it. */
-export function host(): Host {
-  return { platform: process.platform, env: process.env, home: os.homedir(), isExecutable };
+function mismatch({ command }: Found, { protocolVersion }: Introduction): string {
+  const speaks =
+    protocolVersion === undefined ? 'no version of the protocol that is known here' : `version ${protocolVersion} of the protocol`;
+  const has =
+    protocolVersion === PROTOCOL_VERSION
+      ? 'is older than this extension'
+      : `speaks ${speaks}, and this extension speaks version ${PROTOCOL_VERSION}`;
+  return `${command} ${has}; ${isNewer(protocolVersion) ? `update the extension, with: ${UPDATE}` : `upgrade it with: ${upgradeCommand(command)}`}`;
 }
 
-/** Python interpreters that are selected: by the Python extension, else by its setting. */
-async function interpreters(): Promise<string[]> {
-  const paths: string[] = [];
-  const python = vscode.extensions.getExtension<PythonApi>('ms-python.python');
-  try {
-    const api = python && (python.isActive ? python.exports : await python.activate());
-    const active = api?.environments?.getActiveEnvironmentPath(vscode.workspace.workspaceFolders?.[0]?.uri);
-    const resolved = active && (await api?.environments?.resolveEnvironment(active));
-    paths.push(...[resolved?.executable?.uri?.fsPath, active?.path].filter((each) => each !== undefined));
-  } catch {
-    // another extension's trouble
-  }
-  const setting = vscode.workspace.getConfiguration('python').get<string>('defaultInterpreterPath', '');
-  const folder = vscode.workspace.workspaceFolders?.[0]?.uri.fsPath ?? '';
-  paths.push(setting.replace('${workspaceFolder}', folder).replace(/^~(?=[/\\])/, os.homedir()));
-  return paths.filter((each) => each !== '');
+const UPDATE = 'cag-daemon client vscode --install';
+
+function isNewer(protocolVersion: number | undefined): boolean {
+  return protocolVersion !== undefined && protocolVersion > PROTOCOL_VERSION;
 }
 
-interface PythonApi {
-  environments?: {
-    getActiveEnvironmentPath(resource?: vscode.Uri): { path: string };
-    resolveEnvironment(environment: { path: string }): Promise<{ executable?: { uri?: vscode.Uri } } | undefined>;
-  };
-}
-
-function middleware(): Middleware {
-  /** What the daemon was told is open: it also hears of the end of that, whatever is set by then. */
-  const shared = new Set<string>();
-  const isShared = (uri: vscode.Uri) => shared.has(uri.toString());
-  return {
-    didOpen: (document, next) => {
-      if (!isDocument(document.uri)) {
-        return Promise.resolve();
-      }
-      shared.add(document.uri.toString());
-      return next(document);
-    },
-    didChange: (event, next) => (isShared(event.document.uri) ? next(event) : Promise.resolve()),
-    didSave: (document, next) => (isShared(document.uri) ? next(document) : Promise.resolve()),
-    didClose: (document, next) => (shared.delete(document.uri.toString()) ? next(document) : Promise.resolve()),
-    // The status bar entry says it already.
-    handleWorkDoneProgress: () => undefined,
-    workspace: {
-      configuration: (params, token, next) =>
-        params.items.every((item) => item.section === SECTION) ? params.items.map(() => section()) : next(params, token),
-    },
-  };
+/** The command that has daemon and extension fit each other. */
+export function fittingCommand({ found, said }: Daemon): string {
+  return isNewer(said.protocolVersion) || !found ? UPDATE : upgradeCommand(found.command);
 }
 
 function given(settings: Record<string, unknown>): Record<string, unknown> {

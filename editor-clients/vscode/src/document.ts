@@ -98,8 +98,21 @@ function escapeGlob(name: string): string {
   return name.replace(/[*?{}[\]]/g, '[$&]');
 }
 
-/** What the setting `document` must be for that file to be the document; absolute where it is in no folder. */
-export function settingFor(uri: vscode.Uri): string {
+/**
+ * Have a file be the document, by the setting.
+ *
+ * @returns whether it counts by now: the settings of a folder that is not trusted do not.
+ */
+export async function useAsDocument(uri: vscode.Uri): Promise<boolean> {
+  const { Workspace, Global } = vscode.ConfigurationTarget;
+  const target = (vscode.workspace.workspaceFolders ?? []).length > 0 ? Workspace : Global;
+  await vscode.workspace.getConfiguration(SECTION).update('document', settingFor(uri), target);
+  return vscode.workspace.isTrusted || target === Global;
+}
+
+/** Relative in a window of one folder, so that the project can move; in one of several it would be a file of each. */
+function settingFor(uri: vscode.Uri): string {
   const folder = vscode.workspace.getWorkspaceFolder(uri);
-  return folder ? path.relative(folder.uri.fsPath, uri.fsPath).split(path.sep).join('/') : uri.fsPath;
+  const alone = (vscode.workspace.workspaceFolders ?? []).length === 1;
+  return folder && alone ? path.relative(folder.uri.fsPath, uri.fsPath).split(path.sep).join('/') : uri.fsPath;
 }

@@ -33,7 +33,9 @@ export function places(host: Host, setting: string, interpreters: string[], excl
   const { join, isAbsolute, dirname, delimiter } = pathsOf(host);
   const { env, home } = host;
   if (setting) {
-    return [{ name: 'the setting cag.executable', files: [setting.replace(/^~(?=[/\\])/, home)] }];
+    const file = setting.replace(/^~(?=[/\\])/, home);
+    // A relative one would mean another program in each project.
+    return [{ name: 'the setting cag.executable', files: isAbsolute(file) ? [file] : [] }];
   }
   const windows = host.platform === 'win32';
   const programs = windows ? ['cag-daemon.exe', 'cag-daemon.cmd', 'cag-daemon.bat'] : ['cag-daemon'];

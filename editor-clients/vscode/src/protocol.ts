@@ -15,7 +15,6 @@ export const METHOD = {
   unload: 'cag/unload',
   partial: 'cag/partial',
   statusChanged: 'cag/statusChanged',
-  documentChanged: 'cag/documentChanged',
 } as const;
 
 export const STATES = ['starting', 'noDocument', 'loading', 'reading', 'ready', 'answering', 'unloaded', 'failed'] as const;

@@ -6,6 +6,7 @@ import { promisify } from 'node:util';
 import * as vscode from 'vscode';
 import type { Answer } from './answers';
 import type { Daemon } from './daemon';
+import { folders } from './document';
 import { METHOD, PROTOCOL_VERSION, type Status } from './protocol';
 import { section } from './settings';
 
@@ -26,7 +27,7 @@ export function answerReport(answer: Answer, daemon: Daemon, version: string): s
       ? [
           `- model: ${result.model.name}, quantization ${result.model.quantization}${model ? `, ${model.device}, ${model.dtype}` : ''}`,
           `- document: version ${result.document.version}, ${result.document.tokens} tokens, ${result.snapshot}`,
-          `- tokens: ${JSON.stringify(result.tokens)}, at most ${answer.maxNewTokens}; milliseconds: ${JSON.stringify(result.milliseconds)}`,
+          `- tokens: ${JSON.stringify(result.tokens)}, at most ${answer.maxNewTokens ?? 'as set'}; milliseconds: ${JSON.stringify(result.milliseconds)}`,
           `- citations: ${result.citations.map(({ answerRange, location: { range } }) => `${answerRange.join('–')} at line ${range.start.line + 1}`).join('; ') || 'none'}`,
         ]
       : []),
@@ -48,7 +49,7 @@ export async function debugInformation(daemon: Daemon, version: string): Promise
   lines.push(`- program: ${found ? `${found.command} (${found.where})` : 'not found'}`);
   lines.push(`- features: ${said.features?.join(', ') ?? 'unknown'}`);
   if (problem !== undefined) {
-    lines.push(`- problem: ${problem}`);
+    lines.push(`- problem: ${problem.message}`);
   }
   const set = Object.fromEntries(Object.entries(section()).filter(([, value]) => value !== null));
   lines.push(`- settings: ${JSON.stringify(set)}`, `- workspace: ${vscode.workspace.isTrusted ? 'trusted' : 'not trusted'}`);
@@ -79,6 +80,11 @@ function versions({ said }: Daemon, version: string): string[] {
   ];
 }
 
+/** Folders tell names of people and projects. The known ones go first: there may be spaces in them. */
 function withoutPaths(message: string): string {
+  const known = [...folders().map((folder) => folder.uri.fsPath), os.homedir()];
+  for (const folder of known) {
+    message = message.replaceAll(folder, '…');
+  }
   return message.replace(/(?:[A-Za-z]:)?[/\\][^\s:,;]*[/\\]([^\s:,;/\\]+)/g, '…/$1');
 }

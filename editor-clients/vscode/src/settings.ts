@@ -50,7 +50,3 @@ export function documentSetting(): string {
 export function executableSetting(): string {
   return vscode.workspace.getConfiguration(SECTION).get<string>('executable', '').trim();
 }
-
-export function maxNewTokens(): number {
-  return vscode.workspace.getConfiguration(SECTION).get<number>('maxNewTokens', 256);
-}

@@ -1,6 +1,8 @@
 /** An answer in the words that are shown, so that the page only draws. */
 
 import { canGoOn, longer, type Answer } from './answers';
+import { remedy } from './errors';
+import { MOST_NEW_TOKENS } from './protocol';
 import type { Note, Shown, Span } from './page/messages';
 
 export function shown(answer: Answer): Shown {
@@ -55,7 +57,7 @@ function notes(answer: Answer): Note[] {
     found.push(
       canGoOn(answer)
         ? { kind: 'warning', text: cut, action: { command: 'goOn', title: `Go on, up to ${count(longer(answer))}` } }
-        : { kind: 'warning', text: result.tokens.generated < answer.maxNewTokens ? `${cut}: the document leaves no room for more` : cut },
+        : { kind: 'warning', text: result.tokens.generated < MOST_NEW_TOKENS ? `${cut}: the document leaves no room for more` : cut },
     );
   }
   if (result?.snapshot === 'previous') {
@@ -83,28 +85,6 @@ function about({ result }: Answer): string[] {
   ];
 }
 
-/** What helps, by the reason of a failure. */
-export function remedy(reason: string | undefined): Note['action'] | undefined {
-  switch (reason) {
-    case 'documentNotFound':
-      return { command: 'useAsDocument', title: 'Choose a file' };
-    case 'documentEmpty':
-    case 'documentUnreadable':
-    case 'documentTooLong':
-      return { command: 'openDocument', title: 'Open the document' };
-    case 'modelNotFound':
-    case 'modelFailed':
-    case 'outOfMemory':
-      return { command: 'modelSettings', title: 'Settings' };
-    case 'noDaemon':
-      return { command: 'walkthrough', title: 'How to install' };
-    case 'daemonEnded':
-      return { command: 'showLog', title: 'Show the log' };
-    default:
-      return undefined;
-  }
-}
-
 export function duration(milliseconds: number): string {
   const seconds = milliseconds / 1000;
   if (seconds < 10) {
@@ -118,7 +98,7 @@ export function count(tokens: number): string {
 }
 
 function nameOf(uri: string): string {
-  return decodeURIComponent(uri.split('/').at(-1) ?? uri);
+  return decodeURIComponent(uri.split(/[?#]/)[0]?.split('/').at(-1) ?? uri);
 }
 
 function lines({ start, end }: { start: { line: number }; end: { line: number; character: number } }): string {

@@ -9,22 +9,19 @@ import { shown } from './shown';
 
 export const VIEW = 'cagDaemon.answers';
 
-export interface Actions {
-  ask(question: string): void;
-  cite(id: string, citation: number): void;
-  command(command: string, id: string): void;
-}
-
 export class AnswersView implements vscode.WebviewViewProvider, vscode.Disposable {
   private view: vscode.WebviewView | undefined;
   private ready = false;
+  /** What is typed and not asked yet. Here, and not in the page's own state, which VS Code keeps on disk. */
+  private draft = '';
   private readonly listeners: vscode.Disposable[];
 
   constructor(
     private readonly extension: vscode.Uri,
     private readonly answers: Answers,
     private readonly daemon: Daemon,
-    private readonly actions: Actions,
+    /** A command of this extension's, by the name after `cagDaemon.`. */
+    private readonly run: (command: string, ...given: unknown[]) => unknown,
   ) {
     this.listeners = [
       vscode.window.registerWebviewViewProvider(VIEW, this),
@@ -54,7 +51,11 @@ export class AnswersView implements vscode.WebviewViewProvider, vscode.Disposabl
     const roots = ['dist', 'media'].map((folder) => vscode.Uri.joinPath(this.extension, folder));
     view.webview.options = { enableScripts: true, localResourceRoots: roots };
     view.webview.onDidReceiveMessage((message: FromPage) => this.receive(message));
-    view.onDidDispose(() => (this.view = undefined));
+    view.onDidDispose(() => {
+      if (this.view === view) {
+        this.view = undefined;
+      }
+    });
     view.webview.html = this.html(view.webview);
   }
 
@@ -69,17 +70,21 @@ export class AnswersView implements vscode.WebviewViewProvider, vscode.Disposabl
       case 'ready':
         // Also after the view was hidden: a hidden page is thrown away.
         this.ready = true;
+        this.tell({ type: 'draft', draft: this.draft });
         this.tellAll();
         this.tellState();
         break;
+      case 'draft':
+        this.draft = message.draft;
+        break;
       case 'ask':
-        this.actions.ask(message.question);
+        void this.run('ask', message.question);
         break;
       case 'cite':
-        this.actions.cite(message.id, message.citation);
+        void this.run('cite', message.id, message.citation);
         break;
       case 'command':
-        this.actions.command(message.command, message.id);
+        void this.run(message.command, message.id);
         break;
     }
   }
@@ -89,9 +94,9 @@ export class AnswersView implements vscode.WebviewViewProvider, vscode.Disposabl
   }
 
   private tellState(): void {
-    const { status, problem } = this.daemon;
-    const busy = status?.state === 'loading' || status?.state === 'reading';
-    this.tell({ type: 'state', state: status?.short ?? (problem ? 'cag-daemon does not run' : ''), busy });
+    const { status, starting, problem } = this.daemon;
+    const otherwise = starting ? 'starting' : problem ? 'cag-daemon does not run' : '';
+    this.tell({ type: 'state', state: status?.short ?? otherwise });
   }
 
   private tell(message: ToPage): void {

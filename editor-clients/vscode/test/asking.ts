@@ -120,6 +120,7 @@ export const cases: Case[] = [
       const count = api().answers.all.length;
       const longer = await vscode.commands.executeCommand<Answer>('cagDaemon.goOn', cut.id);
       assert.equal(longer.maxNewTokens, 16);
+      assert.equal(cut.maxNewTokens, undefined); // the daemon's own setting counts
       assert.ok(longer.text.startsWith(cut.text.trimEnd()) && longer.text.length > cut.text.length, `${cut.text} → ${longer.text}`);
       assert.equal(api().answers.all.length, count);
       assert.equal(api().answers.find(cut.id), undefined);
@@ -135,9 +136,57 @@ export const cases: Case[] = [
       assert.notEqual(again.id, first.id);
       await vscode.commands.executeCommand('cagDaemon.clear');
       assert.deepEqual(api().answers.all, []);
-      for (const name of ['stop', 'askAgain', 'goOn', 'answerFromEarlier', 'copyReport']) {
-        assert.equal(await vscode.commands.executeCommand(`cagDaemon.${name}`), undefined);
+      await vscode.env.clipboard.writeText('as it was');
+      for (const name of ['stop', 'askAgain', 'goOn', 'answerFromEarlier', 'copyReport', 'copyAnswer', 'cite']) {
+        assert.equal(await vscode.commands.executeCommand(`cagDaemon.${name}`, first.id, 0), undefined, name);
       }
+      assert.deepEqual(api().answers.all, []);
+      assert.equal(await vscode.env.clipboard.readText(), 'as it was');
+    },
+  ],
+  [
+    'ask: a setting out of its limits is told, and the question is answered all the same',
+    async () => {
+      const said = await popups(async () => {
+        await set('maxNewTokens', 100_000);
+        await sleep(200);
+        assert.equal((await ask(LATHE)).text, DONOR);
+        await set('maxNewTokens', undefined);
+      });
+      assert.match(said.map(({ message }) => message).join(), /maxNewTokens/);
+    },
+  ],
+  [
+    'ask: going on that fails leaves the answer that was cut',
+    async () => {
+      await set('maxNewTokens', 4);
+      const cut = await ask(LATHE);
+      const going = vscode.commands.executeCommand<Answer>('cagDaemon.goOn', cut.id);
+      api().answers.stop();
+      assert.equal((await going).state, 'stopped');
+      const { all } = api().answers;
+      assert.deepEqual(all.slice(-2), [cut, await going]);
+      await set('maxNewTokens', undefined);
+      await untilReady();
+    },
+  ],
+  [
+    'trust: of several places the longest is gone to; a part of the words is said to be one',
+    async () => {
+      await write('Anselm Brandt is a clockmaker.\n\nThe lathe was donated by a retired clockmaker named Anselm Brandt.\n');
+      await untilReady();
+      const answer = await ask(LATHE);
+      assert.equal(answer.text, DONOR);
+      const editor = await open();
+      await edit(editor, (builder) =>
+        builder.replace(new vscode.Range(2, 0, 2, 99), 'A donation: by a retired clockmaker named Anselm Brandt.'),
+      );
+      const said = await popups(() => cite(answer));
+      assert.equal(editor.selection.active.line, 2);
+      assert.match(said[0]?.message ?? '', /^Only a part of these words still stands in document\.txt/);
+      await vscode.commands.executeCommand('workbench.action.files.revert');
+      await write(EXAMPLE());
+      await untilReady();
     },
   ],
   [
@@ -216,7 +265,8 @@ export const cases: Case[] = [
       process.kill(pid, 'SIGKILL');
       const answer = await asked;
       assert.equal(answer.state, 'failed');
-      assert.equal(answer.problem?.message, 'The daemon ended before the answer was whole; ask again.');
+      assert.equal(answer.problem?.message, 'The daemon ended before it had answered; try again.');
+      assert.equal(notes(answer), answer.problem.message);
     },
   ],
   [
@@ -230,11 +280,13 @@ export const cases: Case[] = [
         secondsLeft: 6,
         cached: { version: 'a', tokens: 1 },
       } as const;
-      assert.equal(waitsLong(document, 0), true);
-      assert.equal(waitsLong({ ...document, secondsLeft: 4 }, 0), false);
-      assert.equal(waitsLong({ ...document, secondsLeft: 4 }, 5100), true);
-      assert.equal(waitsLong({ ...document, cached: { version: 'b', tokens: 1 } }, 5100), false);
-      assert.equal(waitsLong({ uri: 'file:///d', state: 'reading', source: 'disk', version: 'b', secondsLeft: 6 }, 5100), false);
+      assert.equal(waitsLong(document, 'b', 0), true);
+      assert.equal(waitsLong({ ...document, secondsLeft: 4 }, 'b', 0), false);
+      assert.equal(waitsLong({ ...document, secondsLeft: 4 }, 'b', 5100), true);
+      assert.equal(waitsLong({ ...document, cached: { version: 'b', tokens: 1 } }, 'b', 5100), false);
+      assert.equal(waitsLong(document, 'a', 5100), false); // it came before the change: its version is cached
+      assert.equal(waitsLong(document, undefined, 5100), false);
+      assert.equal(waitsLong({ uri: 'file:///d', state: 'reading', source: 'disk', version: 'b', secondsLeft: 6 }, 'b', 5100), false);
       return Promise.resolve();
     },
   ],
@@ -245,6 +297,6 @@ async function cite(answer: Answer): Promise<void> {
   const { result } = answer;
   const [citation] = result?.citations ?? [];
   assert.ok(result && citation);
-  await api().citations.show(result, citation);
+  await vscode.commands.executeCommand('cagDaemon.cite', answer.id, 0);
   await sleep(50);
 }

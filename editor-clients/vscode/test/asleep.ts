@@ -50,6 +50,7 @@ export const cases: Case[] = [
       listener.dispose();
       const states = told.map(({ state }) => state);
       assert.ok(states.includes('loading'), states.join());
+      assert.equal(seen[0], '$(loading~spin) starting');
       assert.ok(
         seen.some((text) => /^\$\(loading~spin\) loading [1-9]\d? %$/.test(text)),
         seen.join(),

@@ -22,6 +22,7 @@ import {
   type Case,
   type Popup,
 } from './help';
+import { menuItems } from '../src/menu';
 
 const LATHE = 'Who donated the lathe?';
 
@@ -44,6 +45,7 @@ export const cases: Case[] = [
       await vscode.commands.executeCommand('cagDaemon.refresh');
       await vscode.commands.executeCommand('cagDaemon.unload');
       const status = await untilStatus('unloaded', ({ state }) => state === 'unloaded');
+      assert.ok(menuItems(api().daemon).every(({ command }) => command !== 'unload'));
       assert.equal(api().items.entry.text, '$(circle-slash) unloaded');
       assert.equal(status.model, undefined);
       assert.match((await ask(LATHE)).text, /Anselm Brandt/);
@@ -59,6 +61,9 @@ export const cases: Case[] = [
         assert.equal(api().items.entry.text, '$(error) failed');
         assert.ok(api().items.entry.backgroundColor);
         assert.equal(api().items.language.severity, vscode.LanguageStatusSeverity.Error);
+        assert.deepEqual(api().items.language.command, { command: 'cagDaemon.modelSettings', title: 'Settings' });
+        assert.match((api().items.entry.tooltip as vscode.MarkdownString).value, /\[Settings\]\(command:cagDaemon\.modelSettings\)/);
+        assert.equal(menuItems(api().daemon)[0]?.command, 'modelSettings');
         const answer = await ask(LATHE);
         assert.equal(answer.state, 'failed');
         assert.match(answer.problem?.message ?? '', /\/nowhere\/at\/all/);
@@ -99,6 +104,11 @@ export const cases: Case[] = [
         said.map(({ kind, items }) => [kind, items]),
         [['error', ['Restart', 'Show Log']]],
       );
+      const [first, ...others] = menuItems(daemon).map(({ command }) => command);
+      assert.equal(first, 'restart');
+      assert.ok(!others.includes('restart') && !others.includes('refresh') && !others.includes('unload'));
+      await vscode.commands.executeCommand('cagDaemon.unload');
+      assert.equal(daemon.starting, false); // nothing is started only to be unloaded
       await vscode.commands.executeCommand('cagDaemon.restart');
       await untilReady();
       assert.match((await ask(LATHE)).text, /Anselm Brandt/);
@@ -142,9 +152,16 @@ export const cases: Case[] = [
       assert.match((await ask('Who repaired the kettle?')).text, /Carla Nuss/);
       assert.equal(api().daemon.pid, pid);
       await vscode.commands.executeCommand('workbench.action.files.revert');
+      const old = await ask('Who repaired the kettle?');
       await vscode.workspace.getConfiguration('cag').update('document', undefined, vscode.ConfigurationTarget.Workspace);
       await untilStatus('the first one again', ({ documents, state }) => state === 'ready' && documents[0]?.uri.endsWith('document.txt'));
       assert.match((await ask(LATHE)).text, /Anselm Brandt/);
+      // An answer of the other one is told apart.
+      assert.ok(old.changed);
+      await write('# Minutes\n\nNothing of it is left.\n', 'minutes.md');
+      await sleep(500); // for the editor to see it
+      const said = await popups(() => vscode.commands.executeCommand('cagDaemon.cite', old.id, 0) as Promise<unknown>);
+      assert.match(said[0]?.message ?? '', /^minutes\.md is no longer the document/);
     },
   ],
   [
@@ -153,10 +170,17 @@ export const cases: Case[] = [
       fs.rmSync(file('document.txt'));
       await untilStatus('no document', ({ state }) => state === 'noDocument');
       assert.equal(api().items.entry.text, '$(book) no document');
+      assert.deepEqual(menuItems(api().daemon)[0], { command: 'chooseDocument', label: '$(lightbulb) Choose a File' });
       const answer = await ask(LATHE);
       assert.equal(answer.problem?.reason, 'documentNotFound');
       const said = await popups(() => vscode.commands.executeCommand('cagDaemon.openDocument') as Promise<unknown>);
       assert.deepEqual(said[0]?.items, ['Choose a File']);
+      const empty = await popups(async () => {
+        await write('');
+        await untilStatus('it is empty', ({ reason }) => reason === 'documentEmpty');
+        await sleep(200);
+      });
+      assert.deepEqual(empty, []); // it is being begun
       await write(EXAMPLE());
       await untilReady();
     },
@@ -220,19 +244,47 @@ export const cases: Case[] = [
           return Promise.resolve();
         });
       }
+      const { daemon } = api();
+      await set('executable', 'bin/cag-daemon');
+      await until('it is refused', () => /must be an absolute path, and is bin\/cag-daemon/.test(daemon.problem?.message ?? ''));
       await set('executable', undefined);
       await untilReady();
     },
   ],
   [
-    'the rest: the log, the menu and the walkthrough open',
+    'life: a daemon that hangs while it starts is seen to start, can be stopped, and makes way for another',
     async () => {
-      await vscode.commands.executeCommand('cagDaemon.showLog');
+      const { daemon, items, answers } = api();
+      await set('executable', env('TEST_FAKE_DAEMON').replace('KIND', 'hung'));
+      const hung = await until('it hangs', () => (daemon.starting ? daemon.pid : undefined));
+      assert.equal(items.entry.text, '$(loading~spin) starting');
+      const asked = ask(LATHE);
+      await until('a question waits for it', () => answers.last?.state === 'waiting');
+      answers.stop();
+      assert.equal((await asked).state, 'stopped');
+      const other = ask(LATHE);
+      const said = await popups(async () => {
+        await set('executable', undefined);
+        assert.match((await other).text, /Anselm Brandt/); // what waited goes on with the daemon that does start
+      });
+      assert.deepEqual(said, []);
+      assert.throws(() => process.kill(hung, 0));
+      await untilReady();
+    },
+  ],
+  [
+    'the rest: the menu by the daemon’s state, the walkthrough and the document',
+    async () => {
+      const offered = menuItems(api().daemon).map(({ command }) => command);
+      assert.deepEqual(offered.slice(0, 5), ['ask', 'openDocument', 'chooseDocument', 'refresh', 'unload']);
+      const there = await vscode.commands.getCommands(true);
+      assert.deepEqual(
+        offered.filter((command) => !there.includes(`cagDaemon.${command}`)),
+        [],
+      );
       await vscode.commands.executeCommand('cagDaemon.walkthrough');
-      const menu = vscode.commands.executeCommand('cagDaemon.menu');
-      await sleep(300);
-      await vscode.commands.executeCommand('workbench.action.closeQuickOpen');
-      assert.equal(await menu, undefined);
+      const tabs = () => vscode.window.tabGroups.all.flatMap((group) => group.tabs.map(({ label }) => label));
+      await until('the walkthrough is open', () => tabs().some((label) => /Walkthrough|Welcome|Ask your document/.test(label)));
       await vscode.commands.executeCommand('cagDaemon.openDocument');
       assert.ok(vscode.window.activeTextEditor?.document.fileName.endsWith('document.txt'));
     },

@@ -26,11 +26,13 @@ export interface Note {
 }
 
 /** What the page is told. */
-export type ToPage = { type: 'all'; answers: Shown[] } | { type: 'one'; answer: Shown } | { type: 'state'; state: string; busy: boolean };
+export type ToPage =
+  { type: 'all'; answers: Shown[] } | { type: 'one'; answer: Shown } | { type: 'state'; state: string } | { type: 'draft'; draft: string };
 
 /** What the page asks for. `id`: of an answer. */
 export type FromPage =
   | { type: 'ready' }
   | { type: 'ask'; question: string }
+  | { type: 'draft'; draft: string }
   | { type: 'cite'; id: string; citation: number }
   | { type: 'command'; command: string; id: string };
