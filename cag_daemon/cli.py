@@ -112,6 +112,8 @@ def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
         """Print the path of the VS Code extension's .vsix."""
         from cag_daemon import clients
 
+        if program is not None and not install:
+            raise click.UsageError("--with says what is to install it: give --install, too.")
         print(clients.install_vscode(program) if install else clients.vscode_vsix())
 
     from cag_daemon.errors import CagError, InvalidParams

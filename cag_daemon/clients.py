@@ -53,8 +53,9 @@ def install_neovim() -> str:
         CagError: something else is there already.
     """
     folder, place = neovim_folder(), _neovim_data() / "site" / "pack" / "cag-daemon" / "start" / "cag-daemon"
-    if place.exists() and not place.is_symlink() and not (place / "lua" / "cag").is_dir():
-        raise CagError(f"{place} is there already, and is not this plugin: move it away, then try again.")
+    copied = (place / "lua" / "cag").is_dir() and not (place / ".git").exists()
+    if place.exists() and not place.is_symlink() and not copied:
+        raise CagError(f"{place} is there already, and not by this command: move it away, then try again.")
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.is_symlink():
         place.unlink()

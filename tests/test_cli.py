@@ -207,7 +207,11 @@ def test_an_interrupt_ends_it_with_130_and_no_traceback(tmp_path: Path, terminal
     running.wait_for("Loading the model")
     time.sleep(0.5)  # into the import of torch
     running.process.send_signal(signal.SIGINT)
-    assert running.end() == (130, "")
+    # Where the interrupt meets an `exec` within an import, Python ends by the signal at last, though it was handled: a
+    # shell calls both 130.
+    code, said = running.end()
+    assert code in (130, -signal.SIGINT)
+    assert said == ""
     assert "Traceback" not in running.shown
     assert "Error" not in running.shown
 
@@ -319,7 +323,7 @@ def test_help_names_every_setting(command: str, tmp_path: Path) -> None:
 def test_help_names_every_command(tmp_path: Path) -> None:
     done = cag_daemon("--help", cwd=tmp_path, timeout=20)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.findall(r"^  (\w+)  ", done.stdout, re.MULTILINE) == ["ask", "doctor", "serve"]
+    assert re.findall(r"^  (\w+)  ", done.stdout, re.MULTILINE) == ["ask", "client", "doctor", "serve"]
 
 
 def test_version(tmp_path: Path) -> None:

@@ -89,6 +89,18 @@ def test_what_is_not_ours_is_left_alone(data: Path) -> None:
     with pytest.raises(CagError, match="move it away"):
         clients.install_neovim()
     assert (place / "mine.lua").is_file()
+    (place / "mine.lua").unlink()
+    (place / "lua" / "cag").mkdir(parents=True)  # a clone, where somebody works on the plugin
+    (place / ".git").mkdir()
+    with pytest.raises(CagError, match="move it away"):
+        clients.install_neovim()
+    assert (place / ".git").is_dir()
+
+
+def test_naming_who_installs_without_installing_is_wrong_usage() -> None:
+    done = run("vscode", "--with", "codium")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--install" in done.stderr
 
 
 def test_the_vsix_that_was_built_is_named(vsix: Path) -> None:

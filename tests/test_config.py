@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -131,6 +131,7 @@ JSON = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # that is the machine, when it is at something else
 @given(st.dictionaries(st.sampled_from(list(KEYS.values())), JSON))
 def test_no_json_from_an_editor_raises(editor: dict[str, Any]) -> None:
     settings, problems = resolve({}, {}, editor)

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 MODEL_TYPES = frozenset({"mistral", "ministral", "ministral3", "mistral3"})
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
-# What loading is estimated by, to tell how far it has come: the two imports, and a common disk.
-IMPORT_SECONDS = 3.0
+# What loading is estimated by, to tell how far it has come: the imports, and a common disk.
+TORCH_SECONDS = 2.5
+TRANSFORMERS_SECONDS = 4.0
 BYTES_A_SECOND = 1e9
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -146,15 +147,13 @@ def load_model(
     folder = resolve_model(model)
     check_folder(folder.path, folder.name)
     os.environ.update(OFFLINE)  # read once, when huggingface_hub is imported
-    seconds = (
-        2 * IMPORT_SECONDS
-        + sum(each.stat().st_size for each in _weight_files(folder.path, folder.name)) / BYTES_A_SECOND
-    )
-    imports = round(100 * IMPORT_SECONDS / seconds)
+    reading = sum(each.stat().st_size for each in _weight_files(folder.path, folder.name)) / BYTES_A_SECOND
+    a_second = 100 / (TORCH_SECONDS + TRANSFORMERS_SECONDS + reading)
+    imported = round(a_second * (TORCH_SECONDS + TRANSFORMERS_SECONDS))
     progress(0)
     import torch
 
-    progress(imports)
+    progress(round(a_second * TORCH_SECONDS))
     if threads:
         torch.set_num_threads(threads)
     spec = _spec(folder.path)
@@ -162,10 +161,10 @@ def load_model(
     kind = _dtype(spec.get("dtype", "auto") if dtype == "auto" else dtype, place)
     try:
         with out_of_memory(f"The model {folder.name} does not fit into the memory of {place}: choose a smaller one."):
-            import transformers  # noqa: F401
-
-            progress(2 * imports)
-            with _counted(lambda part: progress(2 * imports + int(part * (100 - 2 * imports)))):
+            _import_model_code(folder.path)
+            progress(min(99, imported))
+            # The rest is not quite all: it is in its place only once this function returns.
+            with _counted(lambda part: progress(min(99, imported + int(part * (100 - imported))))):
                 loaded, tokenizer = _from_pretrained(folder, place, kind)
     except CagError:
         raise
@@ -246,6 +245,14 @@ def _from_pretrained(folder: ModelFolder, device: torch.device, dtype: torch.dty
             )
     tokenizer = AutoTokenizer.from_pretrained(folder.path, local_files_only=True, trust_remote_code=False)
     return loaded.eval().requires_grad_(False), tokenizer
+
+
+def _import_model_code(path: Path) -> None:
+    """Import what transformers needs for that model, which takes longer than transformers itself."""
+    import transformers
+
+    for name in ("AutoTokenizer", *(_json(path / "config.json").get("architectures") or [])):
+        getattr(transformers, str(name), None)
 
 
 @contextmanager

@@ -153,7 +153,7 @@ class Backend:
             # Collect it, so that no zombie stays for as long as the front lives.
             self._collecting = asyncio.ensure_future(process.wait())
         self._fail_open(WorkerGone(None, reason))
-        self.model = None
+        self.model, self.percent = None, 0
 
     async def _load(self) -> None:
         self.percent = 0
@@ -221,7 +221,7 @@ class Backend:
         gone = WorkerGone(await process.wait())
         logger.warning("%s", gone)
         self._process = None
-        self.model = None
+        self.model, self.percent = None, 0
         now = time.monotonic()
         self._deaths.append(now)
         if len(self._deaths) > RESTARTS and now - self._deaths[0] < RESTART_SECONDS:

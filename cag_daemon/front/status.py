@@ -71,9 +71,8 @@ def _state(session: Session) -> tuple[protocol.State, str, RequestFailed | None]
 
 
 def _ready(session: Session, documents: list[Document]) -> str:
-    answer = session.settings.max_new_tokens
     read = [
-        f"{document.path.name}, {held.tokens:,} of {held.limit - answer:,} tokens"
+        f"{document.path.name}, {held.tokens:,} of {_most(session, held.limit):,} tokens"
         for document in documents
         if (held := document.held) is not None
     ]
@@ -107,7 +106,7 @@ def _short(session: Session, state: protocol.State, percent: int | None) -> str:
     if state == "ready":
         held = [document.held for document in documents if document.held is not None]
         tokens = sum(each.tokens for each in held)
-        limit = max((each.limit - session.settings.max_new_tokens for each in held), default=0)
+        limit = max((_most(session, each.limit) for each in held), default=0)
         numbers = [f"{_round(tokens)} of {_round(limit)} tokens"] if len(held) == 1 else []
         numbers += [f"{len(held)} documents, {_round(tokens)} tokens"] if len(held) > 1 else []
         changed = any(each.known is not None and not each.is_held(session.settings.system_prompt) for each in documents)
@@ -163,5 +162,10 @@ def _document(session: Session, document: Document) -> protocol.Document:
     if problem is not None and problem.reason is not None:
         status["reason"] = problem.reason
     if limit:
-        status["maxTokens"] = limit - session.settings.max_new_tokens
+        status["maxTokens"] = _most(session, limit)
     return status
+
+
+def _most(session: Session, limit: int) -> int:
+    """How many tokens a document may have, beside an answer as long as is set now."""
+    return max(0, limit - session.settings.max_new_tokens)

@@ -145,6 +145,9 @@ def test_max_new_tokens_changes_at_once_and_the_worker_stays(client: Client) -> 
     client.configure({"cag": {"maxNewTokens": 6}})
     assert generated(client) == 6
     assert client.worker().pid == worker
+    client.configure({"cag": {"maxNewTokens": 4096}})  # more than this model can see at once
+    status = client.wait_status(lambda status: status["documents"][0].get("maxTokens", 1) == 0)
+    assert " of 0 tokens" in status["short"]
 
 
 def test_a_bad_change_is_shown_once_and_the_daemon_lives_on(client: Client) -> None:

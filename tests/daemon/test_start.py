@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.client import (
     INVALID_REQUEST,
     METHOD_NOT_FOUND,
     NOT_INITIALIZED,
+    ROOT,
     Client,
 )
 from tests.daemon.conftest import Daemons
@@ -24,6 +26,13 @@ def test_initialize_says_what_this_server_can(bare: Client) -> None:
     assert cag["protocolVersion"] == 1
     assert {"ask", "citations"} <= set(cag["features"])
     assert "conversation" not in cag["features"]
+    clients = ROOT / "editor-clients"
+    vscode = (clients / "vscode" / "src" / "protocol.ts").read_text("utf-8")
+    neovim = (clients / "neovim" / "lua" / "cag" / "protocol.lua").read_text("utf-8")
+    for needs in (r"FEATURES = \[(.*?)\]", vscode), (r"FEATURES = \{(.*?)\}", neovim):
+        (listed,) = re.findall(*needs, re.DOTALL)
+        needed = set(re.findall(r"'(\w+)'", listed))
+        assert {"ask", "status"} <= needed <= set(cag["features"])
     sync = capabilities["textDocumentSync"]
     assert sync["openClose"] is True
     assert sync["change"] == 2  # incremental

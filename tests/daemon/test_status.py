@@ -245,7 +245,14 @@ def test_loading_tells_how_far_it_is(calm: Client) -> None:
     percents = [each["percent"] for each in loading]
     assert percents == sorted(percents)
     assert {percent for percent in percents if 0 < percent < 100}, percents
+    assert max(percents) < 100  # it is not there yet
     assert all(each["short"] == f"loading {each['percent']} %" for each in loading)
+    since = calm.mark()
+    calm.configure({"cag": {"dtype": "bfloat16"}})
+    first = calm.wait_notification("cag/statusChanged", lambda params: params["state"] == "loading", since=since)
+    assert first["percent"] == 0  # and not where the one before had come to
+    calm.configure({"cag": {"dtype": None}})
+    calm.wait_status("ready")
 
 
 def test_ready_tells_how_much_of_what_fits_is_used(calm: Client) -> None:

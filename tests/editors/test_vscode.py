@@ -72,6 +72,7 @@ def drive(node: Path, script: str, environment: dict[str, str], seconds: float) 
     passed = [line for line in lines if line.startswith("ok ")]
     failed = "\n".join(lines[-60:]) if code else ""
     tellable = "\n".join(line for line in lines if line.startswith(("ok ", "not ok ")))
+    sys.stdout.write(tellable)  # pytest -rP shows it
     assert code == 0, f"{script} ended with {code}\n{tellable}\n\n{failed}"
     return passed
 
