@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,10 @@ def test_through_the_window(node: Path, vscode: dict[str, str], slow_model: Path
     vsix = EXTENSION / "dist" / "cag-daemon.vsix"
     if not vsix.is_file():
         missing(f"the .vsix is not built: {HOW}")
+    subprocess.run([node, "build.mjs"], cwd=EXTENSION, check=True, capture_output=True)
+    with zipfile.ZipFile(vsix) as packed:
+        for name in ("dist/extension.js", "dist/page.js", "media/answers.css"):
+            assert packed.read(f"extension/{name}") == (EXTENSION / name).read_bytes(), f"another state's: {HOW}"
     settings = Path(vscode["FOLDER"], ".vscode", "settings.json")
     settings.parent.mkdir()
     settings.write_text('{"cag.document": "notes.md"}', encoding="utf-8")

@@ -1,0 +1,13 @@
+"""The order of a whole run."""
+
+from __future__ import annotations
+
+import pytest
+
+# Each of them keeps one process busy for minutes: what begins last ends last.
+FIRST = ("test_vscode.py", "test_status.py", "test_neovim_0_11.py", "test_neovim_0_12.py", "test_neovim_0_10.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that all processes end at about the same time."""
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
