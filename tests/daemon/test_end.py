@@ -82,7 +82,7 @@ def test_the_end_of_the_editors_process_is_the_end_though_stdin_is_open(
     client.wait_end()
 
 
-@pytest.mark.parametrize("state", ["reading", "answering"])
+@pytest.mark.parametrize("state", ["reading", pytest.param("answering", marks=pytest.mark.exhaustive)])
 def test_shutdown_and_exit_are_heard_at_work(daemon: Daemons, slow_flags: list[str], state: str) -> None:
     client = daemon(WORK[state], flags=slow_flags)
     pending = busy(client, state)
@@ -93,7 +93,7 @@ def test_shutdown_and_exit_are_heard_at_work(daemon: Daemons, slow_flags: list[s
     assert client.wait_end() == 0
 
 
-@pytest.mark.parametrize("state", ["reading", "answering"])
+@pytest.mark.parametrize("state", [pytest.param("reading", marks=pytest.mark.exhaustive), "answering"])
 def test_the_end_of_stdin_is_heard_at_work(daemon: Daemons, slow_flags: list[str], state: str) -> None:
     client = daemon(WORK[state], flags=slow_flags)
     busy(client, state)
@@ -119,7 +119,9 @@ def test_the_end_of_the_editors_process_is_noticed_while_answering(
     client.wait_end()
 
 
-@pytest.mark.parametrize("state", ["ready", "reading", "answering"])
+@pytest.mark.parametrize(
+    "state", [*(pytest.param(each, marks=pytest.mark.exhaustive) for each in ("ready", "reading")), "answering"]
+)
 def test_nothing_outlives_an_editor_that_is_killed(
     daemon: Daemons, slow_flags: list[str], tmp_path: Path, state: str
 ) -> None:

@@ -139,6 +139,7 @@ def test_work_of_less_than_a_second_is_not_shown(calm: Client) -> None:
         assert len(progress(calm)) == before
 
 
+@pytest.mark.exhaustive
 def test_a_client_without_progress_gets_none_and_a_killed_worker_comes_back(daemon: Daemons) -> None:
     client = daemon(capabilities={})
     assert EXPECTED in client.answer(QUESTION, whileRefreshing="previous")  # the first reading has no previous one
@@ -207,6 +208,7 @@ def test_a_worker_killed_while_reading_comes_back_and_the_question_is_answered(s
     assert slow.worker().pid != killed
 
 
+@pytest.mark.exhaustive
 def test_a_text_that_killed_two_workers_is_not_read_again_by_itself(daemon: Daemons, slow_flags: list[str]) -> None:
     slow = daemon(SHORT, options={"refresh": "ask"}, flags=slow_flags)
     slow.wait_status("ready")

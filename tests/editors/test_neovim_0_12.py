@@ -14,6 +14,7 @@ def editors(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Editors
     return Editors("0.12", tmp_path_factory.mktemp("neovim"), programs)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", cases("asking", "trouble"))
 def test_neovim(editors: Editors, case: Case) -> None:
     editors.check(case)

@@ -78,6 +78,7 @@ def drive(node: Path, script: str, environment: dict[str, str], seconds: float) 
     return passed
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(420)
 def test_inside_the_extension_host(node: Path, vscode: dict[str, str], slow_model: Path, tmp_path: Path) -> None:
     if not (EXTENSION / "node_modules").is_dir():
