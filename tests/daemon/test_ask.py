@@ -220,7 +220,9 @@ def test_a_question_that_comes_before_the_model_is_ready_waits_and_is_answered(d
     assert "answering" in order
 
 
-@pytest.mark.parametrize("document", [GREENHOUSE, BOOKSHOP], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "document", [GREENHOUSE, pytest.param(BOOKSHOP, marks=pytest.mark.exhaustive)], ids=lambda each: each.name
+)
 def test_other_documents_are_answered_truly(daemon: Daemons, document: Document) -> None:
     # The one is wrapped by hand: the words of a citation go over the end of a line. CRLF and a byte order mark count
     # in the file only.

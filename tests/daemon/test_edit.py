@@ -225,6 +225,7 @@ def test_a_document_behind_a_symlink_is_followed(client: Client, tmp_path: Path)
     client.wait_notification("cag/documentChanged", lambda params: params["document"]["version"] == new, since=since)
 
 
+@pytest.mark.exhaustive
 def test_a_folder_that_comes_is_replaced_and_comes_back(daemon: Daemons) -> None:
     client = daemon(None, options={"document": "docs/deep/notes.txt"})
     client.wait_status("noDocument")
@@ -478,6 +479,7 @@ def test_refresh_says_what_it_kept_and_computed(client: Client) -> None:
     assert client.document_status()["version"] == version_of(LIGHTHOUSE.changed(CHEST))
 
 
+@pytest.mark.exhaustive
 def test_every_way_of_writing_is_seen_by_the_next_question_with_the_watcher_switched_off(
     daemon: Daemons, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_the_end_of_stdin_is_heard_at_work(daemon: Daemons, slow_flags: list[str
     client.wait_end()
 
 
+@pytest.mark.exhaustive
 def test_exit_alone_is_heard_while_reading(daemon: Daemons, slow_flags: list[str]) -> None:
     client = daemon(LONG, flags=slow_flags)
     busy(client, "reading")
@@ -108,6 +109,7 @@ def test_exit_alone_is_heard_while_reading(daemon: Daemons, slow_flags: list[str
     assert client.wait_end() == 1
 
 
+@pytest.mark.exhaustive
 def test_the_end_of_the_editors_process_is_noticed_while_answering(
     daemon: Daemons, slow_flags: list[str], sleeper: subprocess.Popen
 ) -> None:

@@ -195,6 +195,7 @@ def kill_while_reading(client: Client) -> int:
     return worker.pid
 
 
+@pytest.mark.exhaustive
 def test_a_worker_killed_while_reading_comes_back_and_the_question_is_answered(slow: Client) -> None:
     slow.document.write_text(MEDIUM, encoding="utf-8")
     pending = slow.ask("What?", maxNewTokens=3)

@@ -135,7 +135,7 @@ def helix(environment: dict[str, str]) -> tuple[int, int]:
 
 
 @pytest.mark.usefixtures("helix")
-@pytest.mark.parametrize("place", ["", "sub/folder"])
+@pytest.mark.parametrize("place", ["", pytest.param("sub/folder", marks=pytest.mark.exhaustive)])
 def test_helix_asks_with_the_selection(opens: Opens, project: Path, tmp_path: Path, place: str) -> None:
     if place:
         (project / place).mkdir(parents=True)
