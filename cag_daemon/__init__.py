@@ -24,6 +24,7 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       document_cache  which text of which document is cached, within a memory budget
       prompt          the one template: document prefix and question suffix, as token ids
       tokenizer       load_tokenizer: from whichever files a model folder holds, with a chat template
+      vocabulary      Mistral's own tokenizer files: tekken.json, tokenizer.model
       model           load_model: a Mistral from disk
       cag             the public core: get_kv_cache, clean_up, generate (+ prefill, generate_step)
       kv_cache        the cache layer that writes in place
