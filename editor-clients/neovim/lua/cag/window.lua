@@ -130,6 +130,19 @@ local function to_end(it)
   vim.api.nvim_win_set_cursor(it.win, { row, #line })
 end
 
+--- No room is left empty below the text while lines are scrolled out above it: a float grows with its text, and the
+--- lines that had to go while it was small do not come back by themselves.
+---@param it cag.View
+local function fill_from_top(it)
+  local top = vim.fn.getwininfo(it.win)[1].topline
+  local below = vim.api.nvim_win_text_height(it.win, { start_row = top - 1 }).all
+  if top > 1 and below < vim.api.nvim_win_get_height(it.win) then
+    vim.api.nvim_win_call(it.win, function()
+      vim.fn.winrestview({ topline = 1, skipcol = 0 })
+    end)
+  end
+end
+
 ---@param buf integer
 ---@param change fun()
 local function modify(buf, change)
@@ -181,6 +194,7 @@ function M.draw(answer)
   else
     to_end(it)
   end
+  fill_from_top(it)
 end
 
 --- Add a piece to the answer that is shown; all else stays as it is.
@@ -204,6 +218,7 @@ function M.append(answer, piece)
   if follow then
     to_end(it)
   end
+  fill_from_top(it)
 end
 
 -- ── its keys ──
