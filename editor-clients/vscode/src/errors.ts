@@ -61,7 +61,7 @@ export function remedy(reason: string | undefined): Remedy | undefined {
     case 'modelNotFound':
     case 'modelFailed':
     case 'outOfMemory':
-      return { command: 'modelSettings', title: 'Settings' };
+      return { command: 'modelSettings', title: 'Choose a Model' };
     case 'daemonNotFound':
       return { command: 'copyInstallCommand', title: 'Copy Command' };
     case 'daemonUnfit':

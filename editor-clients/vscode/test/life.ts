@@ -61,7 +61,7 @@ export const cases: Case[] = [
         assert.equal(api().items.entry.text, '$(error) failed');
         assert.ok(api().items.entry.backgroundColor);
         assert.equal(api().items.language.severity, vscode.LanguageStatusSeverity.Error);
-        assert.deepEqual(api().items.language.command, { command: 'cagDaemon.modelSettings', title: 'Settings' });
+        assert.deepEqual(api().items.language.command, { command: 'cagDaemon.modelSettings', title: 'Choose a Model' });
         assert.match((api().items.entry.tooltip as vscode.MarkdownString).value, /\[Settings\]\(command:cagDaemon\.modelSettings\)/);
         assert.equal(menuItems(api().daemon)[0]?.command, 'modelSettings');
         const answer = await ask(LATHE);
@@ -73,7 +73,7 @@ export const cases: Case[] = [
       });
       const failures = said.filter(({ kind }) => kind === 'error');
       assert.equal(failures.length, 1, JSON.stringify(said));
-      assert.deepEqual(failures[0]?.items, ['Settings', 'Try Again', 'Show Log']);
+      assert.deepEqual(failures[0]?.items, ['Choose a Model', 'Try Again', 'Show Log']);
       await set('model', undefined);
       await untilReady();
       assert.equal(api().items.entry.backgroundColor, undefined);
