@@ -118,11 +118,11 @@ def from_sentencepiece(file: Path) -> Tokenizer:
     backend.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    for piece in pieces:
-        if piece.kind in (UNKNOWN, CONTROL):
-            backend.add_special_tokens([AddedToken(piece.text, special=True, normalized=False)])
-        elif piece.kind == USER_DEFINED:  # taken whole wherever it stands in a text, and a token like any other
-            backend.add_tokens([AddedToken(piece.text, special=False, normalized=False)])
+    control = [piece.text for piece in pieces if piece.kind in (UNKNOWN, CONTROL)]
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in control])
+    # What users defined is taken whole wherever it stands in a text, and is a token like any other.
+    defined = [piece.text for piece in pieces if piece.kind == USER_DEFINED]
+    backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in defined])
     return backend
 
 
@@ -154,30 +154,31 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
         ValueError: it is none, or cut off.
     """
     at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            if at >= len(message):
-                raise ValueError("the file is cut off")
-            byte = message[at]
-            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return value
-
     while at < len(message):
-        number, wire = divmod(varint(), 8)
+        key, at = _varint(message, at)
+        number, wire = key >> 3, key & 7
         if wire == 0:
-            yield number, varint()
+            value, at = _varint(message, at)
+            yield number, value
             continue
         if wire not in (1, 2, 5):
             raise ValueError("the file is damaged")
-        length = varint() if wire == 2 else 8 if wire == 1 else 4
+        length, at = _varint(message, at) if wire == 2 else (8 if wire == 1 else 4, at)
         if at + length > len(message):
             raise ValueError("the file is cut off")
         at += length
         yield number, message[at - length : at]
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """A number, seven bits a byte and the lowest first, and where it ends."""
+    value = shift = 0
+    while at < len(message):
+        byte = message[at]
+        at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
+        if byte < 128:
+            return value, at
+    raise ValueError("the file is cut off")
 
 
 def _merges(scored: Iterable[tuple[str, float]]) -> list[tuple[str, str]]:

@@ -19,7 +19,8 @@ from tests.mistral_files import NAMES as MISTRALS
 from tests.mistral_files import SENTENCEPIECE, Mistrals
 from tests.models import EMBEDDED, embedded_tokenizer
 
-ENGINE = settings(settings.get_profile("engine"), max_examples=50)
+ENGINE = settings(settings.get_profile("engine"), max_examples=30)
+QUICK = [name for name in MISTRALS if name != "tekken v3"]  # which takes long to load
 SAVED = ("v1", "v3", "v7", "tekken v3 image", "tekken v13")
 
 _mistrals: list[Mistrals] = []
@@ -115,7 +116,7 @@ def assert_it_is_what_mistral_common_makes_of_it(
     assert template.document_ids(text) + template.question_ids(question, selection) == theirs
 
 
-@pytest.mark.parametrize(("name", "kind"), [*product(MISTRALS, ["raw"]), *product(SAVED, ["saved"])])
+@pytest.mark.parametrize(("name", "kind"), [*product(QUICK, ["raw"]), *product(SAVED, ["saved"])])
 @settings(ENGINE, max_examples=20)
 @given(text=texts, question=texts, selection=st.none() | texts, system=systems)
 @example(text="a" + " " * 47 + "b\n" + " " * 16 + "c", question="", selection=" ", system="")
@@ -136,7 +137,7 @@ def test_any_text_may_be_the_system_prompt(name: str, system: str) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", MISTRALS)
-@settings(ENGINE, max_examples=2000)
+@settings(ENGINE, max_examples=1000)
 @given(
     text=st.one_of(
         st.lists(st.sampled_from(PIECES), max_size=40).map("".join),
