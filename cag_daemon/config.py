@@ -42,7 +42,11 @@ class Settings(BaseModel):
     max_new_tokens: int = Field(256, ge=1, le=4096, description="upper bound of an answer, in tokens")
     refresh: Literal["auto", "save", "ask"] = Field("auto", description="when a changed text is read")
     model: Text = Field("auto", description="a hub id, a folder, embedded, or auto")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?|cuda\+cpu)$",
+        description="auto, cpu, cuda, cuda:N, cuda+cpu or mps",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="the type of the weights")
     quantization: Literal["none", "int8", "int4"] = Field("none", description="not built yet: only none is accepted")
     threads: int = Field(default_factory=physical_cores_less_one, ge=1, le=1024, description="of the worker")
@@ -59,6 +63,16 @@ class Settings(BaseModel):
     memory_max_gigabytes: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="KV caches in memory at most; unset: half of what is free"
     )
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """``memory_max_gigabytes`` in bytes."""
+        return None if self.memory_max_gigabytes is None else int(self.memory_max_gigabytes * 1e9)
+
+    @property
+    def kept_in(self) -> str | None:
+        """The folder in which caches and quantised weights are kept; None: nothing is written."""
+        return None if self.cache_max_gigabytes == 0 else self.cache_directory
 
 
 # What is a setting's name in each of the three places.

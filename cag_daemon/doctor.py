@@ -77,7 +77,7 @@ def _machine(settings: Settings) -> dict[str, Any]:
 
 
 def _devices() -> dict[str, Any]:
-    from cag_daemon.engine.model import devices
+    from cag_daemon.engine.devices import devices
 
     try:
         return _finding("ok", "device", "; ".join(devices()))
@@ -86,11 +86,10 @@ def _devices() -> dict[str, Any]:
 
 
 def _model(settings: Settings) -> dict[str, Any]:
-    from cag_daemon.engine.model import check_folder, resolve_model
+    from cag_daemon.engine.plan import Wanted, plan_for
 
     try:
-        folder = resolve_model(settings.model)
-        check_folder(folder.path)
+        folder = plan_for(Wanted(settings.model, settings.device, settings.dtype)).folder
     except CagError as error:
         return _finding("problem", "model", error.message)
     return _finding("ok", "model", f"{folder.name}: {folder.why}", name=folder.name, path=str(folder.path))

@@ -16,7 +16,7 @@ CagError                      code    data on the wire
     ├── ModelFailed                   modelFailed
     └── OutOfMemory                   outOfMemory
 
-Stopped is not one of them: a cancelled piece of work is an outcome, not an error.
+Stopped and Postponed are not among them: a cancelled piece of work, or one put off, is an outcome, not an error.
 """
 
 from __future__ import annotations
@@ -149,3 +149,22 @@ def failure(reason: str, message: str, details: dict[str, Any]) -> RequestFailed
 
 class Stopped(Exception):
     """Work was stopped because somebody asked for it (a cancel, a newer text)."""
+
+
+class Postponed(Exception):
+    """A reading that nobody waits for would take too long, and was not gone on with.
+
+    Args:
+        tokens: of the document; ``max_tokens``: that it may have.
+        seconds: that reading it will take, about.
+    """
+
+    def __init__(self, tokens: int, max_tokens: int, seconds: float) -> None:
+        super().__init__(f"Reading {tokens} tokens takes about {seconds:.0f} s.")
+        self.tokens, self.max_tokens, self.seconds = tokens, max_tokens, seconds
+
+
+def one_line(error: BaseException) -> str:
+    """An unexpected exception in half a line: its type and the first line of what it says."""
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first}"[:200] if first else type(error).__name__

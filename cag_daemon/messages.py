@@ -3,7 +3,7 @@
 A frame is four bytes of length (big-endian) and that many bytes of JSON, ``{"type": <class name>, …fields}``.
 Every piece of work has a ``job`` number chosen by the front; what the worker says of it carries the same number.
 For each ``Load``, ``Prepare`` and ``Ask`` exactly one of ``Loaded`` / ``Prepared`` / ``Answered``, ``Failed`` or
-``Halted`` comes back.
+``Halted`` comes back; for a ``Prepare`` with ``patience`` it may be ``Postponed``.
 """
 
 from __future__ import annotations
@@ -26,13 +26,22 @@ class Message:
 
 @dataclass(frozen=True)
 class Load(Message):
-    """Load a model. The first message; there is one model in a worker's life."""
+    """Load a model. The first message; there is one model in a worker's life.
+
+    ``characters``: of the longest document there is; ``memory_bytes``: see `Limit`; ``cache_directory`` None: nothing
+    is kept on disk.
+    """
 
     job: int
     model: str
     device: str
     dtype: str
     threads: int
+    quantization: str = "none"
+    characters: int = 0
+    max_new_tokens: int = 256
+    memory_bytes: int | None = None
+    cache_directory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,8 @@ class Prepare(Message):
 
     ``document`` is a name for the place (a URI), ``version`` for the text. ``characters``: of the whole text, where
     ``text`` is only the beginning of one that no model can hold; 0: it is whole. ``system_prompt`` None: the model's
-    own, or the default. ``force``: keep nothing of what is cached.
+    own, or the default. ``force``: keep nothing of what is cached. ``patience``: nobody waits for it, and so it is not
+    gone on with if it turns out to take more seconds than that.
     """
 
     job: int
@@ -52,6 +62,7 @@ class Prepare(Message):
     max_new_tokens: int
     force: bool = False
     characters: int = 0
+    patience: float | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +155,16 @@ class Prepared(Message):
     max_tokens: int
     bytes: int
     milliseconds: int
+
+
+@dataclass(frozen=True)
+class Postponed(Message):
+    """Reading that document would take more than the patience for it: ``seconds`` in all, for ``tokens``."""
+
+    job: int
+    tokens: int
+    max_tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True)

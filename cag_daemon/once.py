@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from cag_daemon import messages, text
 from cag_daemon.config import Settings
@@ -43,7 +50,7 @@ def ask_once(question: str, as_json: bool, settings: Settings) -> int:
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     terminal = Console(stderr=True, highlight=False)
-    engine = _load(settings, terminal)
+    engine = _load(document, settings, terminal)
     _read(engine, path, document, settings, terminal)
 
     arrival = time.monotonic()
@@ -70,7 +77,7 @@ def ask_once(question: str, as_json: bool, settings: Settings) -> int:
         messages.Answered(job=0, **asdict(answer)),
         document,
         path.as_uri(),
-        {"name": engine.loaded.name, "quantization": "none"},
+        {"name": engine.loaded.name, "quantization": engine.loaded.quantization},
         "current",
         {"queued": 0, "firstToken": times["total"], **times},
     )
@@ -84,16 +91,29 @@ def ask_once(question: str, as_json: bool, settings: Settings) -> int:
     return 0
 
 
-def _load(settings: Settings, terminal: Console) -> Engine:
+def _load(document: text.Text, settings: Settings, terminal: Console) -> Engine:
     # Before the libraries are imported: they read these once.
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    with terminal.status(f"Loading the model ({settings.model}) …"):
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task(f"Loading the model ({settings.model})", total=100)
         from cag_daemon.engine.engine import Engine
         from cag_daemon.engine.model import load_model
+        from cag_daemon.engine.plan import Wanted
 
-        engine = Engine(load_model(settings.model, settings.device, settings.dtype, settings.threads))
-    if settings.memory_max_gigabytes is not None:
-        engine.limit(int(settings.memory_max_gigabytes * 1e9))
+        wanted = Wanted(
+            model=settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            quantization=settings.quantization,
+            threads=settings.threads,
+            characters=len(document.normalised),
+            max_new_tokens=settings.max_new_tokens,
+            memory_bytes=settings.memory_bytes,
+            cache_directory=settings.kept_in,
+        )
+        engine = Engine(load_model(wanted, lambda percent: bar.update(task, completed=percent)))
+    engine.limit(settings.memory_bytes)
     return engine
 
 

@@ -21,6 +21,8 @@ BY_TYPE = {
     str: TEXT,
     int: st.integers(),
     bool: st.booleans(),
+    float: st.floats(allow_nan=False),
+    float | None: st.none() | st.floats(allow_nan=False),
     str | None: st.none() | TEXT,
     int | None: st.none() | st.integers(),
     dict[str, Any]: st.dictionaries(TEXT, JSON, max_size=3),

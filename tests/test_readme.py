@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cag_daemon.engine.engine import Engine
 from cag_daemon.engine.model import load_model
+from cag_daemon.engine.plan import Wanted
 from cag_daemon.front.protocol import COMMANDS
 from tests.client import ROOT, Client
 
@@ -30,7 +31,7 @@ def test_two_commands_do_all_the_set_up() -> None:
 
 
 def test_the_terminals_show_what_is_answered() -> None:
-    engine = Engine(load_model("embedded", threads=1))
+    engine = Engine(load_model(Wanted("embedded", threads=1)))
     engine.prepare("example", "1", EXAMPLE)
     shown = [block.splitlines() for block in blocks("console")]
     assert len(shown) == 2

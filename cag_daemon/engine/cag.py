@@ -21,25 +21,11 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
+from cag_daemon.engine.devices import default_chunk
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.errors import Stopped
 
-# Tokens read at a time, multiples of 64. A GPU needs many to be busy. A CPU does not: one core (Zen 3, fp32) reads 113,
-# 136, 145, 149 tokens a second through a layer of a 7B model in chunks of 64, 128, 256, 512, and a linear layer is the
-# least that can be stopped. Without bfloat16 in its hardware it reads 25 in bfloat16, whatever the chunk: of 64 tokens
-# the largest linear layer takes 0.7 s.
-DEFAULT_CHUNK = 512
-DEFAULT_CHUNK_CPU = 128
-DEFAULT_CHUNK_CPU_HALF = 64
-
 ShouldStop = Callable[[], bool]
-
-
-def default_chunk(device: torch.device, dtype: torch.dtype) -> int:
-    """How many tokens are best read at a time on that device, in that type."""
-    if device.type != "cpu":
-        return DEFAULT_CHUNK
-    return DEFAULT_CHUNK_CPU if dtype == torch.float32 else DEFAULT_CHUNK_CPU_HALF
 
 
 def get_kv_cache(model: Any, tokenizer: Any, prompt: str) -> Cache:

@@ -9,18 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 
 from cag_daemon.config import DEFAULT_SYSTEM_PROMPT
 from cag_daemon.engine.cag import ShouldStop, clean_up, end_tokens, generate_step, prefill
 from cag_daemon.engine.document_cache import DocumentCache, DocumentCaches
 from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
-from cag_daemon.engine.model import LoadedModel, out_of_memory
+from cag_daemon.engine.memory import QUESTION_ROOM, free, out_of_memory
+from cag_daemon.engine.model import LoadedModel
 from cag_daemon.engine.prompt import PromptTemplate
-from cag_daemon.errors import DocumentTooLong, ModelFailed, QuestionTooLong
+from cag_daemon.errors import DocumentTooLong, ModelFailed, Postponed, QuestionTooLong
 
-QUESTION_ROOM = 256  # tokens kept free for a question
 LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -62,7 +61,8 @@ class Engine:
 
     def __init__(self, loaded: LoadedModel, on_dropped: Callable[[str], object] | None = None) -> None:
         self.loaded = loaded
-        self._half_of_free = _free_memory(loaded) // 2
+        on = {each.device for each in loaded.model.parameters()} - {torch.device("meta")}
+        self._half_of_free = sum(free(device) for device in on) // 2
         self._bytes_per_token = bytes_per_token(loaded.model.config, loaded.model.dtype)
         self._caches = DocumentCaches(self._half_of_free, on_dropped)
         self._templates: dict[str, PromptTemplate] = {}
@@ -77,6 +77,7 @@ class Engine:
         max_new_tokens: int = 256,
         force: bool = False,
         characters: int = 0,
+        patience: float | None = None,
         *,
         progress: Callable[[int, int, int], object] | None = None,
         should_stop: ShouldStop | None = None,
@@ -90,12 +91,13 @@ class Engine:
             max_new_tokens: room to leave for an answer.
             force: keep nothing of what is cached.
             characters: of the whole text, where ``text`` is only its beginning.
+            patience: seconds; where the first chunks show that reading takes longer, it is not gone on with.
             progress: called with (tokens read, of how many, of at most how many).
             should_stop, between_chunks: see `cag.prefill`.
 
         Raises:
             DocumentTooLong: it was not begun.
-            OutOfMemory, Stopped: the previous cache is as it was.
+            OutOfMemory, Stopped, Postponed: the previous cache is as it was.
         """
         began = time.monotonic()
         # 1. The ids, if they fit.
@@ -111,7 +113,7 @@ class Engine:
         else:
             kept, cache = (
                 0,
-                self._read(document, ids, max_new_tokens, max_tokens, progress, should_stop, between_chunks),
+                self._read(document, ids, max_new_tokens, max_tokens, patience, progress, should_stop, between_chunks),
             )
             self._caches.put(document, DocumentCache(version, ids, cache, template))
         took = round((time.monotonic() - began) * 1000)
@@ -203,6 +205,7 @@ class Engine:
         ids: list[int],
         max_new_tokens: int,
         max_tokens: int,
+        patience: float | None,
         progress: Callable[[int, int, int], object] | None,
         should_stop: ShouldStop | None,
         between_chunks: Callable[[], object] | None,
@@ -210,6 +213,15 @@ class Engine:
         capacity = len(ids) + QUESTION_ROOM + max_new_tokens
         self._caches.make_room(capacity * self._bytes_per_token, document)
         cache = InPlaceCache(self.loaded.model.config, capacity)
+        speed = Speed(len(ids))
+
+        def chunk_done(done: int, total: int) -> None:
+            speed.chunk_done(done)
+            if patience is not None and done < total and speed.exceeds(patience):
+                raise Postponed(total, max_tokens, speed.seconds)
+            if progress:
+                progress(done, total, max_tokens)
+
         if progress:
             progress(0, len(ids), max_tokens)
         try:
@@ -221,7 +233,7 @@ class Engine:
                     torch.tensor([ids]),
                     cache,
                     chunk_size=self.loaded.chunk,
-                    progress=progress and (lambda done, total: progress(done, total, max_tokens)),
+                    progress=chunk_done,
                     should_stop=should_stop,
                     between_chunks=between_chunks,
                 )
@@ -273,6 +285,34 @@ class Engine:
         )
 
 
+class Speed:
+    """How long a reading will take, by its first chunks.
+
+    Args:
+        total: tokens to be read.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.seconds = 0.0
+        self._total = total
+        self._chunks, self._done, self._last = 0, 0, time.monotonic()
+
+    def chunk_done(self, done: int) -> None:
+        """So many tokens are read."""
+        now = time.monotonic()
+        self._chunks += 1
+        self.seconds = (now - self._last) / (done - self._done) * self._total
+        self._done, self._last = done, now
+
+    def exceeds(self, patience: float) -> bool:
+        """Whether all of it takes more seconds than that.
+
+        The first chunk takes longer than the others (libraries get ready, pages come in), and so the second decides,
+        unless the matter is clear.
+        """
+        return (self._chunks == 1 and self.seconds > 5 * patience) or (self._chunks == 2 and self.seconds > patience)
+
+
 class AnswerText:
     """The text of an answer that is still growing, in pieces that no later token can change.
 
@@ -314,9 +354,3 @@ class AnswerText:
 def _common_prefix(one: str, other: str) -> str:
     length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return one[:length]
-
-
-def _free_memory(loaded: LoadedModel) -> int:
-    if loaded.model.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(loaded.model.device)[0])
-    return int(psutil.virtual_memory().available)

@@ -20,12 +20,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cag_daemon import messages
-from cag_daemon.errors import ModelFailed, RequestFailed, Stopped
+from cag_daemon.errors import ModelFailed, Postponed, RequestFailed, Stopped, one_line
 from cag_daemon.messages import Ask, Cancel, Failed, Forget, Halted, Limit, Load, Message, Prepare
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ class Worker:
             end = work(message)
         except Stopped:
             end = Halted(message.job)
+        except Postponed as put_off:
+            end = messages.Postponed(message.job, put_off.tokens, put_off.max_tokens, put_off.seconds)
         except RequestFailed as error:
             end = Failed(message.job, str(error.reason), error.message, error.details)
         except Exception as error:
-            from cag_daemon.engine.model import one_line
-
             log.exception("Job %s failed.", message.job)
             end = Failed(message.job, "modelFailed", f"internal: {one_line(error)}; see the log, and please report it.")
         self._cancelled.discard(message.job)
@@ -112,6 +112,7 @@ class Worker:
         # Read once, when torch is imported. Threads that wait actively would take the editor's time.
         os.environ.update(OMP_NUM_THREADS=str(message.threads), OMP_WAIT_POLICY="PASSIVE")
         from cag_daemon.engine.model import load_model
+        from cag_daemon.engine.plan import Wanted
 
         last = -1
 
@@ -122,7 +123,8 @@ class Worker:
                 self._send(messages.Loading(message.job, percent))
 
         try:
-            loaded = load_model(message.model, message.device, message.dtype, message.threads, progress)
+            asked = {each.name: getattr(message, each.name) for each in fields(Wanted)}
+            loaded = load_model(Wanted(**asked), progress)
             from cag_daemon.engine.engine import Engine
 
             self._engine = Engine(loaded, lambda document: self._send(messages.Dropped(document)))
@@ -136,7 +138,7 @@ class Worker:
             why=loaded.why,
             device=loaded.device,
             dtype=loaded.dtype,
-            quantization="none",
+            quantization=loaded.quantization,
             parameters=loaded.parameters,
             bytes=loaded.bytes,
             chunk=loaded.chunk,
@@ -160,6 +162,7 @@ class Worker:
             message.max_new_tokens,
             message.force,
             message.characters,
+            message.patience,
             progress=progress,
             should_stop=lambda: message.job in self._cancelled,
             between_chunks=lambda: self._meanwhile(message),

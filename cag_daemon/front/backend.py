@@ -73,6 +73,7 @@ class Backend:
         self.model: Loaded | None = None
         self.percent = 0  # of loading
         self.error: RequestFailed | None = None
+        self.characters = 0  # of the longest document, when a model is loaded for it
         self._on_change, self._on_dropped, self._on_gone = on_change, on_dropped, on_gone
         self._process: Process | None = None
         self._loading: asyncio.Task[None] | None = None
@@ -125,9 +126,9 @@ class Backend:
         elif isinstance(message, Ask | messages.Prepare | Load):
             raise WorkerGone(None)
 
-    def limit_memory(self, gigabytes: float | None) -> None:
+    def limit_memory(self, memory_bytes: int | None) -> None:
         """How much all caches together may take, from now on."""
-        self.send(Limit(None if gigabytes is None else int(gigabytes * 1e9)))
+        self.send(Limit(memory_bytes))
 
     def retry(self) -> None:
         """Forget a failure: the next `ready` tries again."""
@@ -162,11 +163,21 @@ class Backend:
             self._process = await self._spawn(self.settings)
             self._watching = asyncio.ensure_future(self._watch(self._process))
             wanted = self.settings
-            loaded = await self.run(
-                Load(0, wanted.model, wanted.device, wanted.dtype, wanted.threads), self._loaded_so_far
+            load = Load(
+                job=0,
+                model=wanted.model,
+                device=wanted.device,
+                dtype=wanted.dtype,
+                threads=wanted.threads,
+                quantization=wanted.quantization,
+                characters=self.characters,
+                max_new_tokens=wanted.max_new_tokens,
+                memory_bytes=wanted.memory_bytes,
+                cache_directory=wanted.kept_in,
             )
+            loaded = await self.run(load, self._loaded_so_far)
             assert isinstance(loaded, Loaded)
-            self.limit_memory(wanted.memory_max_gigabytes)
+            self.limit_memory(wanted.memory_bytes)
             self.model = loaded
             self._set("ready")
         except RequestFailed as error:
@@ -242,7 +253,7 @@ class Backend:
         future, on_event = self._open.get(getattr(message, "job", 0), (None, None))
         if future is None or on_event is None or future.done():
             return
-        if isinstance(message, Loaded | Prepared | Answered | Failed | Halted):
+        if isinstance(message, Loaded | Prepared | messages.Postponed | Answered | Failed | Halted):
             future.set_result(message)
         else:
             on_event(message)

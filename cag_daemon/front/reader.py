@@ -53,18 +53,31 @@ class Reader:
         """Whether the newest text is to be read without a question, by the setting ``refresh``."""
         if document.known is None or document.is_held(self.settings.system_prompt):
             return False
+        estimate = self.estimate(document)
         if document.held is None:
-            return True
+            # Where nobody knows how long it takes, the first chunks will tell: see `patience`.
+            return estimate is None or estimate < UNASKED_SECONDS
         refresh, saved = self.settings.refresh, document.source == "disk"
-        return refresh != "ask" and (saved or (refresh == "auto" and (self.estimate(document) or 0) < UNASKED_SECONDS))
+        return refresh != "ask" and (saved or (refresh == "auto" and (estimate or 0) < UNASKED_SECONDS))
 
     def estimate(self, document: Document) -> float | None:
         """Seconds that reading the newest text will take, by what the last reading took; None: nobody knows yet."""
         held, text = document.held, document.text
-        if held is None or text is None or not self._tokens_per_second:
+        if text is None or not self._tokens_per_second:
             return None
-        tokens = held.tokens * len(text.normalised) / max(1, len(held.text.normalised))
-        return tokens / self._tokens_per_second
+        a_character = held.tokens / max(1, len(held.text.normalised)) if held else document.tokens_a_character
+        return len(text.normalised) * a_character / self._tokens_per_second
+
+    def postponed(self, document: Document) -> float | None:
+        """Seconds that a first reading would take, where it is so long that it does not begin unasked; else None."""
+        if document.held is not None or document.reading is not None or document.due or document.waiters:
+            return None
+        estimate = self.estimate(document)
+        return estimate if estimate is not None and estimate >= UNASKED_SECONDS else None
+
+    def forget_speed(self) -> None:
+        """Another model will read from now on."""
+        self._tokens_per_second = 0.0
 
     async def wait(self, document: Document) -> RefreshResult:
         """Wait for the document's newest known text to be read; what that cost.
@@ -147,6 +160,7 @@ class Reader:
                 self._on_status()
 
         try:
+            self._backend.characters = max(len(each.text.normalised) for each in self.documents if each.text)
             await self._backend.ready()
             reading.since = time.monotonic()
             prepare = messages.Prepare(
@@ -158,8 +172,15 @@ class Reader:
                 system_prompt=settings.system_prompt,
                 max_new_tokens=settings.max_new_tokens,
                 force=force,
+                patience=None if document.waiters or document.held else UNASKED_SECONDS,
             )
             prepared = await self._backend.run(prepare, progress)
+            if isinstance(prepared, messages.Postponed):
+                # Whoever has come to wait for it meanwhile gets it: `next` looks for that.
+                self._tokens_per_second = prepared.tokens / prepared.seconds
+                document.tokens_a_character = prepared.tokens / max(1, len(text.normalised))
+                document.due = False
+                return
             assert isinstance(prepared, messages.Prepared)
         except Stopped:
             pass

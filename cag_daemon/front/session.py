@@ -94,6 +94,7 @@ class Session:
         changed = {name for name in Settings.model_fields if getattr(old, name) != getattr(settings, name)}
         self.backend.settings = self.reader.settings = settings
         if changed & WORKER_FIELDS:
+            self.reader.forget_speed()
             self._restart("settingsChanged", due=True)
         for document in self.documents.values():
             # What failed under the old settings is worth another try.
@@ -101,7 +102,7 @@ class Session:
             document.sequence += "system_prompt" in changed
             document.due = document.due or (bool(changed) and not self.unloaded and self.reader.is_due(document))
         if "memory_max_gigabytes" in changed:
-            self.backend.limit_memory(settings.memory_max_gigabytes)
+            self.backend.limit_memory(settings.memory_bytes)
         if "document" in changed and self.started:
             await self._arrange()
         self._watch_idleness()

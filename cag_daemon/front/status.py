@@ -67,6 +67,10 @@ def _state(session: Session) -> tuple[protocol.State, str, RequestFailed | None]
             return "failed", problem.message, problem
     if session.unloaded:
         return "unloaded", "The model is not in memory; the next question brings it back.", None
+    for document in documents:
+        if (seconds := session.reader.postponed(document)) is not None:
+            words = f"Reading {document.path.name} takes {_duration(round(seconds))}"
+            return "ready", f"{words}: it begins with a question, or refresh to begin now.", None
     return "ready", "Ready: the document is read with the next question.", None
 
 
@@ -110,6 +114,8 @@ def _short(session: Session, state: protocol.State, percent: int | None) -> str:
         numbers = [f"{_round(tokens)} of {_round(limit)} tokens"] if len(held) == 1 else []
         numbers += [f"{len(held)} documents, {_round(tokens)} tokens"] if len(held) > 1 else []
         changed = any(each.known is not None and not each.is_held(session.settings.system_prompt) for each in documents)
+        waits = [seconds for each in documents if (seconds := session.reader.postponed(each)) is not None]
+        numbers += [f"reading takes {_duration(round(waits[0]))}"] if waits and not held else []
         return " · ".join(["ready", *numbers, *(["text changed"] if held and changed else [])])
     return state
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import Cache, DynamicCache
 
 import cag_daemon
-from cag_daemon.engine.cag import clean_up, default_chunk, generate, generate_step, get_kv_cache, prefill
+from cag_daemon.engine.cag import clean_up, generate, generate_step, get_kv_cache, prefill
+from cag_daemon.engine.devices import default_chunk
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.errors import Stopped
 from tests.models import random_mistral

@@ -12,7 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cag_daemon.engine.model import check_folder, load_model, out_of_memory, resolve_model
+from cag_daemon.engine.folder import check_folder, resolve_folder
+from cag_daemon.engine.memory import out_of_memory
+from cag_daemon.engine.model import load_model
+from cag_daemon.engine.plan import Wanted
 from cag_daemon.errors import ModelFailed, ModelNotFound, OutOfMemory
 from tests.models import save_model
 
@@ -49,9 +52,9 @@ def test_the_embedded_model(name: str) -> None:
 
 
 def test_a_folder(folder: Path) -> None:
-    loaded = load_model(str(folder), device="cpu")
+    loaded = load_model(Wanted(str(folder), device="cpu"))
     assert (loaded.name, loaded.dtype, loaded.why) == ("tiny", "bfloat16", "as set, a folder")
-    assert load_model(str(folder), dtype="float32").model.dtype == torch.float32
+    assert load_model(Wanted(str(folder), dtype="float32")).model.dtype == torch.float32
     (folder / "cag.json").write_text('{"name": "mine", "dtype": "float32"}')
     named = load_model(str(folder))
     assert (named.name, named.dtype) == ("mine", "float32")
@@ -59,11 +62,11 @@ def test_a_folder(folder: Path) -> None:
 
 def test_shards_are_loaded_and_missed(folder: Path) -> None:
     shard(folder)
-    check_folder(folder)
+    check_folder(resolve_folder(str(folder)))
     assert load_model(str(folder)).parameters > 0
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ModelNotFound, match=r"no model-00002-of-00002\.safetensors"):
-        check_folder(folder)
+        check_folder(resolve_folder(str(folder)))
 
 
 def test_the_hub_cache_is_asked_and_never_the_hub(
@@ -71,28 +74,28 @@ def test_the_hub_cache_is_asked_and_never_the_hub(
 ) -> None:
     from huggingface_hub import constants
 
-    with pytest.raises(ModelNotFound, match="hf download someone/tiny"):
-        resolve_model("someone/tiny")
+    with pytest.raises(ModelNotFound, match="cag-daemon pull someone/tiny"):
+        resolve_folder("someone/tiny")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--someone--tiny"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("a" * 40)
     (repository / "snapshots").mkdir()
     folder.rename(repository / "snapshots" / ("a" * 40))
-    found = resolve_model("someone/tiny")
+    found = resolve_folder("someone/tiny")
     assert found.name == "someone/tiny"
-    check_folder(found.path)
+    check_folder(found)
 
 
 @pytest.mark.parametrize("name", ["no such folder", "/nowhere/at/all", "./missing", "a/b/c"])
 def test_what_is_not_there_is_said(name: str) -> None:
     with pytest.raises(ModelNotFound, match="no model folder"):
-        resolve_model(name)
+        resolve_folder(name)
 
 
 def test_a_file_is_no_model(folder: Path) -> None:
     with pytest.raises(ModelNotFound, match="is a file"):
-        resolve_model(str(folder / "config.json"))
+        resolve_folder(str(folder / "config.json"))
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
@@ -144,7 +147,7 @@ def test_damage_is_named(folder: Path, damage: str) -> None:
     harm, kind, words = DAMAGE[damage]
     harm(folder)
     with pytest.raises(kind, match=words) as caught:
-        check_folder(resolve_model(str(folder)).path)
+        check_folder(resolve_folder(str(folder)))
     assert "\n" not in str(caught.value)
     with pytest.raises(kind, match=words):
         load_model(str(folder))
@@ -154,7 +157,7 @@ def test_missing_weights_are_not_made_up(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelFailed, match=r"missing keys: model\.layers\.1\.mlp\.up_proj"):
+    with pytest.raises(ModelFailed, match=r"missing: model\.layers\.1\.mlp\.up_proj"):
         load_model(str(folder))
 
 
@@ -167,12 +170,12 @@ def test_weights_of_another_shape_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize("device", ["cuda:99", "mps:3", "tpu", "cuda:x", ""])
 def test_devices_that_are_not_there(device: str) -> None:
     with pytest.raises(ModelFailed, match="set device to"):
-        load_model("embedded", device=device)
+        load_model(Wanted("embedded", device=device))
 
 
 def test_dtypes_that_are_not_known() -> None:
     with pytest.raises(ModelFailed, match="set dtype to"):
-        load_model("embedded", dtype="int3")
+        load_model(Wanted("embedded", dtype="int3"))
 
 
 @pytest.mark.parametrize(
@@ -190,8 +193,8 @@ def test_other_errors_are_not_about_memory() -> None:
 
 def test_looking_for_a_model_imports_nothing_heavy(folder: Path) -> None:
     code = (
-        "import sys; from cag_daemon.engine.model import *;"
-        "check_folder(resolve_model('auto').path); check_folder(resolve_model(sys.argv[1]).path);"
+        "import sys; from cag_daemon.engine.folder import *;"
+        "check_folder(resolve_folder('embedded')); check_folder(resolve_folder(sys.argv[1])); installed();"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)

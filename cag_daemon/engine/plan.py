@@ -1,0 +1,187 @@
+"""Which model is loaded, where and how it is held, and whether that fits: decided before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from cag_daemon.engine import folder as folders
+from cag_daemon.engine.devices import OFFLOAD, choose_devices, choose_dtype, default_chunk
+from cag_daemon.engine.folder import ModelFolder, Weight
+from cag_daemon.engine.memory import (
+    CHARACTERS_A_TOKEN,
+    KEPT_FREE,
+    MOST_CHARACTERS_A_TOKEN,
+    QUESTION_ROOM,
+    Needs,
+    about_tokens,
+    describe,
+    estimate,
+    free,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be loaded, and for what.
+
+    Attributes:
+        model: ``auto``, or see `folder.resolve_folder`.
+        device: see `devices.choose_devices`.
+        dtype: see `devices.choose_dtype`; ``auto``: first what the model's own ``cag.json`` says.
+        quantization: ``none``, ``int8`` or ``int4``.
+        threads: of the CPU; None: torch's choice.
+        characters: of the longest document it will be asked about; 0: not known yet.
+        max_new_tokens: of an answer.
+        memory_bytes: that caches may take; None: half of what is free after loading.
+        cache_directory: where quantised weights are kept; None: nowhere.
+    """
+
+    model: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    quantization: str = "none"
+    threads: int | None = None
+    characters: int = 0
+    max_new_tokens: int = 256
+    memory_bytes: int | None = None
+    cache_directory: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which model will be held where and how, and what that takes.
+
+    Attributes:
+        folder: of the model.
+        devices: in the order in which they are filled.
+        dtype: of the weights, or of what they are multiplied with.
+        quantization: ``none``, ``int8`` or ``int4``.
+        weights: see `folder.weights_of`.
+        needs: in bytes.
+        room: bytes that are free on the devices.
+        document_tokens: that the needs are estimated for.
+    """
+
+    folder: ModelFolder
+    devices: Sequence[torch.device]
+    dtype: torch.dtype
+    quantization: str
+    weights: dict[str, Weight]
+    needs: Needs
+    room: int
+    document_tokens: int
+    chunk: int
+    memory_bytes: int | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can be loaded and caches may take what the document needs: by default half of what is left."""
+        return self.needs.cache <= (self._left / 2 if self.memory_bytes is None else min(self._left, self.memory_bytes))
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether loading it would be for nothing, however few tokens the document's characters turn out to be."""
+        return self.needs.cache * CHARACTERS_A_TOKEN / MOST_CHARACTERS_A_TOKEN > self._left
+
+    @property
+    def _left(self) -> float:
+        return self.room - KEPT_FREE - self.needs.weights - self.needs.working
+
+    @property
+    def where(self) -> str:
+        """The devices' names, as the status has them."""
+        return "+".join(str(device) for device in self.devices)
+
+    def numbers(self) -> str:
+        """What it needs and what there is, in a sentence's first half."""
+        needs = self.needs
+        document = f"{describe(needs.cache)} for a document of about {self.document_tokens:,} tokens"
+        return (
+            f"{self.folder.name} needs {describe(needs.total)} ({describe(needs.weights)} of weights, {document}, "
+            f"{describe(needs.working)} to work with), and {describe(self.room)} are free on {self.where}"
+        )
+
+
+def plan_for(wanted: Wanted) -> Plan:
+    """Which model would be loaded, and what it would need; it may not fit.
+
+    Raises:
+        ModelNotFound, ModelFailed: see `folder.resolve_folder`, `folder.check_folder`, `devices.choose_devices`.
+    """
+    devices = choose_devices(wanted.device)
+    if wanted.model != "auto":
+        folder = folders.resolve_folder(wanted.model)
+        folders.check_folder(folder)
+        return _plan(folder, wanted, devices)
+    too_large = None
+    for folder in folders.installed():
+        plan = _plan(folder, wanted, devices)
+        if plan.fits:
+            why = f"the largest on this machine that fits: {describe(plan.needs.total)} of {describe(plan.room)} free"
+            return replace(plan, folder=replace(folder, why=why))
+        too_large = plan
+    why = "a stand-in that ships with cag-daemon; for a real Mistral run `cag-daemon pull`"
+    if too_large is not None:
+        why = f"a stand-in: {too_large.numbers()}; {what_would_fit(wanted, too_large)}"
+    return _plan(folders.embedded(why), wanted, devices)
+
+
+def _plan(folder: ModelFolder, wanted: Wanted, devices: Sequence[torch.device]) -> Plan:
+    spec = folders.spec_of(folder.path)
+    dtype = choose_dtype(spec.get("dtype", "auto") if wanted.dtype == "auto" else wanted.dtype, devices[0])
+    quantization = "none" if spec.get("standIn") and wanted.model == "auto" else wanted.quantization
+    weights, chunk = folders.weights_of(folder), default_chunk(devices[0], dtype)
+    document = about_tokens(wanted.characters)
+    needs = estimate(
+        weights,
+        itemsize=dtype.itemsize,
+        tokens=min(folders.context_of(folder), document + QUESTION_ROOM + wanted.max_new_tokens),
+        chunk=chunk,
+        quantized=_quantized_bytes(quantization),
+    )
+    memory = wanted.memory_bytes
+    first = free(devices[0])
+    whole = Plan(folder, devices[:1], dtype, quantization, weights, needs, first, document, chunk, memory)
+    if whole.fits or len(devices) == 1:
+        return whole
+    return replace(whole, devices=devices, room=sum(free(device) for device in devices))
+
+
+def _quantized_bytes(quantization: str) -> Callable[[str, tuple[int, ...]], int | None]:
+    return lambda name, shape: None
+
+
+def what_would_fit(wanted: Wanted, plan: Plan) -> str:
+    """Settings with which this model could be used here, or what else to do."""
+    found = []
+    for changes in (
+        {"dtype": "bfloat16"} if wanted.dtype == "float32" else {},
+        {"quantization": "int8"} if plan.quantization == "none" else {},
+        {"quantization": "int4"} if plan.quantization != "int4" else {},
+        {"device": OFFLOAD} if plan.devices[0].type == "cuda" and wanted.device != OFFLOAD else {},
+    ):
+        if not changes:
+            continue
+        other = _plan(plan.folder, replace(wanted, **changes), choose_devices(changes.get("device", wanted.device)))  # type: ignore[arg-type]
+        if other.fits:
+            (key, value), size = next(iter(changes.items())), describe(other.needs.total)
+            found.append(f"set {key} to {value} ({size})")
+    if not found and (tokens := _tokens_that_fit(wanted, plan)) > 0:
+        found.append(f"shorten the document to about {tokens:,} tokens")
+    return ", or ".join(
+        [*found[:2], "choose a smaller model" if found else "choose a smaller model, or close programs"]
+    )
+
+
+def _tokens_that_fit(wanted: Wanted, plan: Plan) -> int:
+    """How long a document could be, in tokens, beside these weights."""
+    for tenths in range(9, 0, -1):
+        characters = wanted.characters * tenths // 10
+        if _plan(plan.folder, replace(wanted, characters=characters), plan.devices).fits:
+            return about_tokens(characters)
+    return 0
