@@ -2,9 +2,12 @@
 
 Two worlds and a pipe between them; a room imports only from lower floors, the ground floor nothing of ours:
 
-    cli           ask · serve · doctor · client: arguments in, words out
+    cli           ask · serve · doctor · pull · client: arguments in, words out
     once          one question from the command line
     doctor        what is installed, which model would be used and why
+    pull          a model from the hub into its cache: the only room that uses the network
+    choice        `pull` alone: which models this machine could run, and which to fetch first
+    refusals      what the hub, the network or the disk answered instead of a model, in a sentence
     clients       the editors' clients that come along: where they are, and how they get into the editor
     front/        knows LSP, never imports torch
       server          one short handler per method; errors become codes; status goes out
@@ -25,12 +28,21 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       prompt          the one template: document prefix and question suffix, as token ids
       tokenizer       load_tokenizer: from whichever files a model folder holds, with a chat template
       vocabulary      Mistral's own tokenizer files: tekken.json, tokenizer.model
-      model           load_model: a Mistral from disk
+      model           load_model: a Mistral into memory, as planned
+      plan            which model, where and how it is held, whether that fits: before anything is loaded
+      folder          models on this machine's disk: where they are, whether they are whole
+      weights         from the files of a model into its place in memory, a layer at a time
+      devices         what a model can run on here, and in which type
+      memory          what a model and its document need, and what is free
       cag             the public core: get_kv_cache, clean_up, generate (+ prefill, generate_step)
+      speed           how fast this machine is, in about a second
       kv_cache        the cache layer that writes in place
+      quantize        linear layers whose weights are held in 8 or 4 bits
+      packed_operators  torch's private operators for such weights: per device, and only where they are right
     messages      what travels over the pipe
     citations     where the words of an answer stand in the text
     text          a document's text: reading, normalising, version, positions
+    catalogue     Mistral's models as data, what each needs, and which to try first on a machine
     config        Settings: flags, environment, editor
     errors        every error a user can meet
     embedded/     the embedded Mistral: weights, tokenizer, prompt

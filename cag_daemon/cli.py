@@ -1,4 +1,4 @@
-"""The command line: ask · serve · doctor · client. Arguments in, words out; the work is elsewhere.
+"""The command line: ask · serve · doctor · pull · client. Arguments in, words out; the work is elsewhere.
 
 On its way to ``serve`` it takes stdout away from everybody, before it imports anything: that is the protocol's.
 """
@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+FOR_PEOPLE = (
+    "cag-daemon: waiting for an editor on stdin; Ctrl-C ends it. To ask from here: cag-daemon ask QUESTION. "
+    "All commands: cag-daemon --help."
+)
 
 
 def main() -> None:
@@ -20,6 +24,8 @@ def main() -> None:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("--help", "-h", "--version")):
         arguments = ["serve", *arguments]  # `cag-daemon --stdio`, as editors call a language server
     serving = arguments[0] == "serve" and not {"--help", "-h"} & set(arguments)
+    if serving and not sys.argv[1:] and sys.stdin is not None and sys.stdin.isatty():
+        print(FOR_PEOPLE, file=sys.stderr)
     stdout = _take_stdout() if serving else None
     _without_workspace()
     sys.exit(_command_line(arguments, stdout))
@@ -90,6 +96,20 @@ def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
         from cag_daemon.doctor import examine
 
         return examine(as_json, _settings(flags))
+
+    @group.command()
+    @click.argument("model", required=False)
+    @click.option("--json", "as_json", is_flag=True, help="what was found or done as JSON, alone, on stdout")
+    @click.option(FLAGS["document"], "document", metavar="…", help="without MODEL: what would be read, for the times")
+    def pull(model: str | None, as_json: bool, document: str | None) -> int:
+        """Fetch MODEL from the hub, the one thing that uses the network; alone: which models suit this machine."""
+        if model is None:
+            from cag_daemon.choice import show
+
+            return show(as_json, _settings({"document": document}))
+        from cag_daemon.pull import pull as fetch
+
+        return fetch(model, as_json)
 
     @group.group()
     def client() -> None:

@@ -133,15 +133,16 @@ def test_ask_with_json_prints_the_result_of_cag_ask_alone(tmp_path: Path) -> Non
 
 
 class Terminal:
-    """A process whose stderr is a terminal."""
+    """A process whose stderr is a terminal; without arguments its stdin, too."""
 
     def __init__(self, *arguments: str, cwd: Path) -> None:
         pty = pytest.importorskip("pty", reason="no terminals to pretend to be on this system")
         self._seen, (self._master, slave) = bytearray(), pty.openpty()
+        stdin = DEVNULL if arguments else slave
         environment = Client.environment(cwd / ".home", {"TERM": "xterm-256color", "COLUMNS": "120"})
         self.process = Popen(
             [sys.executable, "-m", "cag_daemon", *arguments],
-            **{"cwd": cwd, "env": environment, "stdin": DEVNULL, "stdout": PIPE, "stderr": slave},
+            **{"cwd": cwd, "env": environment, "stdin": stdin, "stdout": PIPE, "stderr": slave},
         )
         os.close(slave)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -200,6 +201,12 @@ def test_on_a_terminal_progress_is_shown_and_where_the_answer_stands(terminal: A
     words = ANSWERED[:40]
     assert re.search(rf"^examples/document\.txt:{LINE}:\d+  {words}", running.shown, re.MULTILINE), running.shown
     assert re.search(r"\x1b\[2m.*document\.txt", running.raw), "it is not dimmed"
+
+
+def test_who_starts_the_language_server_by_hand_is_told_what_it_waits_for(tmp_path: Path, terminal: Any) -> None:
+    running = terminal(cwd=tmp_path)
+    running.wait_for("waiting for an editor on stdin")
+    running.wait_for("cag-daemon ask QUESTION")
 
 
 def test_an_interrupt_ends_it_with_130_and_no_traceback(tmp_path: Path, terminal: Any) -> None:
@@ -323,7 +330,7 @@ def test_help_names_every_setting(command: str, tmp_path: Path) -> None:
 def test_help_names_every_command(tmp_path: Path) -> None:
     done = cag_daemon("--help", cwd=tmp_path, timeout=20)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.findall(r"^  (\w+)  ", done.stdout, re.MULTILINE) == ["ask", "client", "doctor", "serve"]
+    assert re.findall(r"^  (\w+)  ", done.stdout, re.MULTILINE) == ["ask", "client", "doctor", "pull", "serve"]
 
 
 def test_version(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def name_of(file: Path) -> str:
 
 TREES = {name_of(file): ast.parse(file.read_text("utf-8")) for file in FILES}
 DOOR = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
-TOP = {"__main__", "cli", "once", "doctor", "clients"}
+NETWORK = "pull"  # the one room that may fetch something
+TOP = {"__main__", "cli", "once", "doctor", "clients", "pull", "choice", "refusals"}
 
 
 def floor_of(room: str) -> str:
@@ -129,8 +130,17 @@ def test_only_front_knows_lsp() -> None:
 
 
 def test_only_engine_knows_torch() -> None:
-    heavy = {"torch", "transformers", "safetensors", "tokenizers", "accelerate", "huggingface_hub"}
+    heavy = {"torch", "transformers", "safetensors", "tokenizers", "accelerate"}
     assert {room for room, tree in TREES.items() if libraries(tree) & heavy and floor_of(room) != "engine"} == set()
+
+
+def test_only_pull_knows_how_to_fetch() -> None:
+    users = {room for room, tree in TREES.items() if "huggingface_hub" in libraries(tree)}
+    assert {room for room in users if floor_of(room) != "engine"} == {NETWORK}
+    for room in users - {NETWORK}:
+        taken = {name.rpartition(".")[2] for name in imports(TREES[room]) if name.startswith("huggingface_hub.")}
+        looks = {"snapshot_download", "scan_cache_dir", "constants", "CacheNotFound", "IncompleteSnapshotError"}
+        assert taken <= looks, room
 
 
 def test_the_command_line_imports_only_the_standard_library_on_its_way_to_serve() -> None:
@@ -201,7 +211,7 @@ def test_nothing_here_can_open_a_connection() -> None:
 def test_models_and_tokenizers_come_from_local_files_only() -> None:
     seen = 0
     for room, tree in TREES.items():
-        for name, call in calls(tree):
+        for name, call in calls(tree) if room != NETWORK else ():
             if re.search(r"(\.from_pretrained|\b(snapshot_download|hf_hub_download|cached_file))$", name):
                 given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
                 assert given.get("local_files_only") == "True", f"{room}: {ast.unparse(call)}"
