@@ -3,8 +3,8 @@
 What is fetched is what is loaded later: the configuration, the tokenizer and ``model*.safetensors``; never the same
 weights in another format. huggingface_hub does the work: requests, logins, errors, the layout of its cache, which
 other tools share. Its own downloads are not gone on with when interrupted (seen in 2.4: a file of a new name each
-time, removed at the end), so the partial file is kept here, and its `http_get` is asked to go on behind it. The branch is pointed at the new files last: an interrupted pull leaves
-whatever was there before in its place.
+time, removed at the end), so the partial file is kept here, and its `http_get` is asked to go on behind it. The
+branch is pointed at the new files last: an interrupted pull leaves whatever was there before in its place.
 """
 
 from __future__ import annotations
