@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -165,18 +166,32 @@ def test_of_several_files_the_first_is_read(mistrals: Mistrals, tmp_path: Path) 
     assert ids(load_tokenizer(folder)) == theirs(mistrals, "v2")
 
 
-@pytest.mark.parametrize("version", [None, "4.57.1", "5.1.0"])
-def test_words_are_split_as_mistral_does_where_the_file_does_not(
-    mistrals: Mistrals, tmp_path: Path, version: str | None, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Several tokenizer.json on the hub have another's pattern; transformers corrects some of them if it is told to."""
-    folder = shutil.copytree(mistrals.saved("tekken v13"), tmp_path / "model")
+def with_other_words(folder: Path, version: str | None) -> Path:
     (folder / "config.json").write_text(json.dumps({"model_type": "mistral3", "transformers_version": version}))
     change_json(
         folder / "tokenizer.json",
         lambda all: all["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": OTHER_WORDS}),
     )
+    return folder
+
+
+@pytest.mark.parametrize("version", [None, "4.57.1", "5.1.0"])
+def test_words_are_split_as_mistral_does_where_the_file_does_not(
+    mistrals: Mistrals, tmp_path: Path, version: str | None
+) -> None:
+    """Several tokenizer.json on the hub have another's pattern; transformers corrects some of them if it is told to."""
+    folder = with_other_words(shutil.copytree(mistrals.saved("tekken v13"), tmp_path / "model"), version)
     assert ids(load_tokenizer(folder)) == theirs(mistrals, "tekken v13")
+
+
+@pytest.mark.exhaustive
+def test_so_are_those_of_a_whole_file_and_transformers_has_nothing_to_say(
+    mistrals: Mistrals, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at large ones only."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    folder = with_other_words(shutil.copytree(mistrals.saved("tekken v3"), tmp_path / "model"), "4.57.1")
+    assert ids(load_tokenizer(folder)) == theirs(mistrals, "tekken v3")
     assert not caplog.records
 
 
