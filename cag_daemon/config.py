@@ -48,7 +48,9 @@ class Settings(BaseModel):
         description="auto, cpu, cuda, cuda:N, cuda+cpu or mps",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="the type of the weights")
-    quantization: Literal["none", "int8", "int4"] = Field("none", description="not built yet: only none is accepted")
+    quantization: Literal["none", "int8", "int4"] = Field(
+        "none", description="of the weights: none, int8 or int4; never chosen silently"
+    )
     threads: int = Field(default_factory=physical_cores_less_one, ge=1, le=1024, description="of the worker")
     idle_unload_minutes: float = Field(
         30, ge=0, allow_inf_nan=False, description="the model leaves memory after this; 0: never"
@@ -121,9 +123,6 @@ def resolve(
             accepted = getattr(Settings.model_validate({name: value}, strict=strict), name)
         except ValidationError as error:
             problems.append(_problem(name, label, value, _accepted(name, error)))
-            continue
-        if name == "quantization" and accepted != "none":
-            problems.append(_problem(name, label, value, "only none, until quantised weights are built"))
             continue
         values[name] = accepted
     return Settings(**values), problems

@@ -218,7 +218,7 @@ def _stoppable(decoder: Any, should_stop: ShouldStop | None) -> Iterator[None]:
             raise Stopped
 
     layers = decoder.layers if should_stop is not None else ()
-    linear = (module for layer in layers for module in layer.modules() if isinstance(module, torch.nn.Linear))
+    linear = (module for layer in layers for module in layer.modules() if hasattr(module, "in_features"))
     hooks = [module.register_forward_pre_hook(ask) for module in (*layers, *linear)]
     try:
         yield

@@ -84,7 +84,8 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
     name = plan.folder.name
     try:
         with out_of_memory(f"The model {name} does not fit into the memory of {plan.where}: choose a smaller one."):
-            model, tokenizer = _load(plan, lambda part: progress(min(99, imported + int(part * (100 - imported)))))
+            rest = 100 - imported
+            model, tokenizer = _load(plan, wanted, lambda part: progress(min(99, imported + int(part * rest))))
     except CagError:
         raise
     except Exception as error:
@@ -109,10 +110,11 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
     )
 
 
-def _load(plan: Plan, progress: Callable[[float], None]) -> tuple[Any, Any]:
+def _load(plan: Plan, wanted: Wanted, progress: Callable[[float], None]) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     from cag_daemon.engine import weights as stored
+    from cag_daemon.engine.quantized_weights import fill_quantized
     from cag_daemon.engine.tokenizer import load_tokenizer
 
     logging.set_verbosity_error()
@@ -121,14 +123,16 @@ def _load(plan: Plan, progress: Callable[[float], None]) -> tuple[Any, Any]:
     model = stored.empty_decoder(plan.folder.path, plan.dtype)
     stored.check_names(model, plan.weights, plan.folder.name)
     progress(0)
-    device_of = _places(model, plan)
-    total = sum(weight.file.stat().st_size for weight in {each.file: each for each in plan.weights.values()}.values())
+    if plan.quantization != "none":
+        fill_quantized(model, plan, wanted.cache_directory, progress)
+    else:
+        device_of = _places(model, plan)
 
-    def place(name: str, tensor: torch.Tensor) -> None:
-        stored.set_parameter(model, name, tensor.to(device_of(name)))
+        def place(name: str, tensor: torch.Tensor) -> None:
+            stored.set_parameter(model, name, tensor.to(device_of(name)))
 
-    for done in stored.fill(model, plan.weights, plan.dtype, place, folders.scale_block(plan.folder)):
-        progress(min(1.0, done / total))
+        for part in stored.fill(model, plan.weights, plan.dtype, place, folders.scale_block(plan.folder)):
+            progress(part)
     model.tie_weights()
     return _dispatched(model, plan), tokenizer
 

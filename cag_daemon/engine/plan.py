@@ -153,7 +153,16 @@ def _plan(folder: ModelFolder, wanted: Wanted, devices: Sequence[torch.device]) 
 
 
 def _quantized_bytes(quantization: str) -> Callable[[str, tuple[int, ...]], int | None]:
-    return lambda name, shape: None
+    """Bytes of a weight, by its name and shape, where it will be held quantised; else None."""
+
+    def size(name: str, shape: tuple[int, ...]) -> int | None:
+        from cag_daemon.engine.quantize import LM_HEAD, quantized_bytes
+
+        if quantization == "none" or len(shape) != 2 or not name.endswith(("_proj.weight", "lm_head.weight")):
+            return None
+        return quantized_bytes(*shape, LM_HEAD if name == "lm_head.weight" else quantization)
+
+    return size
 
 
 def what_would_fit(wanted: Wanted, plan: Plan) -> str:

@@ -57,7 +57,7 @@ class QuantizedLinear(torch.nn.Module):
     def of(cls, weight: torch.Tensor, kind: str, dtype: torch.dtype, device: torch.device) -> QuantizedLinear:
         """Quantise a weight [out, in] of any float type, a few rows at a time; the result lives on ``device``."""
         layer = cls(weight.shape[1], weight.shape[0], kind, dtype, device)
-        step = max(1, (1 << 22) // max(weight.shape[1], 1) // PADDED) * PADDED
+        step = max(1, (1 << 20) // max(weight.shape[1], 1) // PADDED) * PADDED
         for start in range(0, weight.shape[0], step):
             rows = weight[start : start + step].detach().to(device, torch.float32)
             if kind == "int8":

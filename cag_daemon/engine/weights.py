@@ -16,6 +16,7 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 
 from cag_daemon.engine.folder import FP8, Weight
+from cag_daemon.engine.memory import trim
 from cag_daemon.errors import ModelFailed
 
 SCALES = ("weight_scale_inv", "weight_scale")
@@ -75,8 +76,8 @@ def check_names(model: Any, weights: Mapping[str, Weight], name: str) -> None:
 
 def fill(
     model: Any, weights: Mapping[str, Weight], dtype: torch.dtype, place: Place, block: tuple[int, int] | None = None
-) -> Iterator[int]:
-    """Put every weight in its place, layer by layer; after each layer, how many bytes of the files are done.
+) -> Iterator[float]:
+    """Put every weight in its place, layer by layer; after each layer, which part of all is done.
 
     Args:
         model: see `empty_decoder`; `check_names` has been content with it.
@@ -85,18 +86,26 @@ def fill(
         block: rows and columns that share a scale, where weights are stored in eight-bit floats by blocks.
     """
     wanted = {key for key, _ in model.named_parameters()}
-    done = 0
+    total, done = sum(weights[key].numel for key in wanted & weights.keys()), 0
     for _, names in itertools.groupby(sorted(wanted & weights.keys(), key=_layer), key=_layer):
-        for key, tensor, size in _read(list(names), weights, dtype, block):
+        for key, tensor in _read(list(names), weights, dtype, block):
             place(key, tensor)
-            done += size
-        yield done
+            done += weights[key].numel
+            del tensor
+            trim()
+        yield done / total
 
 
 def set_parameter(model: Any, name: str, value: torch.Tensor) -> None:
     """Have a tensor as that parameter of the model."""
     module, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(module), leaf, torch.nn.Parameter(value, requires_grad=False))
+
+
+def set_module(model: Any, name: str, value: torch.nn.Module) -> None:
+    """Have another module in that place of the model."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, value)
 
 
 def dequantized(
@@ -126,7 +135,7 @@ def _layer(name: str) -> tuple[int, str]:
 
 def _read(
     names: Iterable[str], weights: Mapping[str, Weight], dtype: torch.dtype, block: tuple[int, int] | None
-) -> Iterator[tuple[str, torch.Tensor, int]]:
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors in the type wanted, in memory of their own; the files are let go of afterwards, with their pages."""
     for file, keys in itertools.groupby(
         sorted(names, key=lambda key: weights[key].file), lambda key: weights[key].file
@@ -135,12 +144,11 @@ def _read(
             for key in keys:
                 weight = weights[key]
                 tensor = opened.get_tensor(weight.name)
-                size = tensor.nbytes
                 if weight.dtype == FP8:
                     tensor = dequantized(tensor, _scale(key, weights), dtype, block)
                 else:
                     tensor = tensor.to(dtype, copy=True)
-                yield key, tensor, size
+                yield key, tensor
 
 
 def _scale(key: str, weights: Mapping[str, Weight]) -> torch.Tensor:
