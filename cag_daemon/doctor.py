@@ -6,27 +6,50 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cag_daemon import __version__, text
 from cag_daemon.config import Settings
 from cag_daemon.errors import CagError
+from cag_daemon.offline import Blocked, block
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "pygls", "lsprotocol", "watchdog", "pydantic")
 
 Verdict = Literal["ok", "note", "problem"]
 
 
-def examine(as_json: bool, settings: Settings) -> int:
-    """Print the findings; 1 where something would keep a question from being answered, else 0."""
-    with Console(stderr=True).status("Looking …"):
-        findings = list(_findings(settings))
+def examine(as_json: bool, settings: Settings, check: str | None = None, offline: bool = False) -> int:
+    """Print the findings; 1 where something would keep a question from being answered, else 0.
+
+    Args:
+        settings: whose device, model and document are looked at.
+        check: a model that is loaded and put to the test, as the setting ``model`` would name it; None: none is.
+        offline: the same with no network at all; what wanted it is a problem.
+    """
+    # Before the first thread, and before anything that could use it.
+    blocked = block() if offline else None
+    if check is not None:
+        settings = settings.model_copy(update={"model": check})
+    terminal = Console(stderr=True)
+    with terminal.status("Looking …") as status:
+
+        def told(words: str) -> None:
+            status.update(f"{words} …")
+
+        findings = _findings(settings)
+        if check is not None or offline:
+            findings += _check(settings, told)
+        findings.append(_network(blocked))
     failed = any(finding["verdict"] == "problem" for finding in findings)
     if as_json:
         print(json.dumps({"ok": not failed, "findings": findings}, ensure_ascii=False, indent=2))
@@ -35,7 +58,7 @@ def examine(as_json: bool, settings: Settings) -> int:
     colours = {"ok": "green", "note": "yellow", "problem": "red"}
     for finding in findings:
         mark = f"[{colours[finding['verdict']]}]{finding['verdict']}[/]"
-        table.add_row(mark, finding["what"], finding["found"])
+        table.add_row(mark, finding["what"], Text(finding["found"]))
     Console(highlight=False).print(table)
     print("Something is missing: see above." if failed else "Everything is there to answer offline.")
     return int(failed)
@@ -46,14 +69,15 @@ def _finding(verdict: Verdict, what: str, found: str, **more: Any) -> dict[str, 
 
 
 def _findings(settings: Settings) -> list[dict[str, Any]]:
+    document = _document(settings)
     return [
         _finding("ok", "cag-daemon", f"{__version__} on Python {platform.python_version()}", python=sys.executable),
         *_packages(),
         _machine(settings),
-        _devices(),
-        _model(settings),
-        _document(settings),
-        _finding("ok", "network", "never used: nothing here asks for anything outside this machine"),
+        *_devices(),
+        *_model(settings, document.get("characters", 0)),
+        document,
+        _cache(settings),
     ]
 
 
@@ -76,23 +100,113 @@ def _machine(settings: Settings) -> dict[str, Any]:
     return _finding("ok", "machine", found, threads=settings.threads, bytesFree=memory.available)
 
 
-def _devices() -> dict[str, Any]:
-    from cag_daemon.engine.devices import devices
+def _devices() -> list[dict[str, Any]]:
+    from cag_daemon.engine.devices import cuda_without_driver, devices, unused_gpu
 
     try:
-        return _finding("ok", "device", "; ".join(devices()))
+        found = [_finding("ok", "device", "; ".join(devices()))]
     except ImportError as error:
-        return _finding("problem", "device", f"torch cannot be imported: {error}")
+        return [_finding("problem", "device", f"torch cannot be imported: {error}")]
+    if (advice := unused_gpu()) is not None:
+        found.append(_finding("note", "driver", advice))
+    elif (built := cuda_without_driver()) is not None:
+        words = (
+            f"this torch is made for CUDA {built}, and there is no driver for it: it runs on the CPU. A torch without "
+            "CUDA is 3 GB smaller; PyTorch's install page has it under CPU"
+        )
+        found.append(_finding("note", "driver", words))
+    return found
 
 
-def _model(settings: Settings) -> dict[str, Any]:
-    from cag_daemon.engine.plan import Wanted, plan_for
+def _model(settings: Settings, characters: int) -> list[dict[str, Any]]:
+    from cag_daemon.engine.memory import describe
+    from cag_daemon.engine.plan import Wanted, plan_for, what_would_fit
 
+    wanted = Wanted(
+        model=settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+        characters=characters,
+        max_new_tokens=settings.max_new_tokens,
+        memory_bytes=settings.memory_bytes,
+    )
     try:
-        folder = plan_for(Wanted(settings.model, settings.device, settings.dtype)).folder
+        plan = plan_for(wanted)
     except CagError as error:
-        return _finding("problem", "model", error.message)
-    return _finding("ok", "model", f"{folder.name}: {folder.why}", name=folder.name, path=str(folder.path))
+        return [_finding("problem", "model", error.message)]
+    needs, held = plan.needs, plan.quantization if plan.quantization != "none" else str(plan.dtype)[len("torch.") :]
+    words = (
+        f"{describe(needs.total)} needed: {describe(needs.weights)} of weights ({held}), {describe(needs.cache)} for a "
+        f"document of about {plan.document_tokens:,} tokens, {describe(needs.working)} to work with; "
+        f"{describe(plan.room)} free on {plan.where}"
+    )
+    verdict: Verdict = "problem" if plan.hopeless else "ok" if plan.fits else "note"
+    if not plan.fits:
+        words += f": {what_would_fit(wanted, plan)}"
+    return [
+        _finding(
+            "ok", "model", f"{plan.folder.name}: {plan.folder.why}", name=plan.folder.name, path=str(plan.folder.path)
+        ),
+        _finding(verdict, "memory", words, needed=needs.total, free=plan.room),
+    ]
+
+
+def _check(settings: Settings, told: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Load the model, and see whether it answers from the cache as it would without one, and how fast."""
+    from cag_daemon.engine.check import check_model
+    from cag_daemon.engine.model import load_model
+    from cag_daemon.engine.plan import Wanted
+
+    wanted = Wanted(
+        model=settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+        threads=settings.threads,
+        max_new_tokens=settings.max_new_tokens,
+        memory_bytes=settings.memory_bytes,
+        cache_directory=settings.kept_in,
+    )
+    began = time.monotonic()
+    try:
+        loaded = load_model(wanted, lambda percent: told(f"Loading the model ({settings.model}), {percent} %"))
+        took = time.monotonic() - began
+        found = check_model(loaded, told)
+    except CagError as error:
+        return [_finding("problem", "check", error.message)]
+    same = f"{found.same} of {found.compared} tokens as after reading anew, keys and values "
+    same += "bit for bit the same" if found.bits else "NOT the same"
+    speed = (
+        f"loaded in {took:.0f} s; reads {_rate(found.reading)} tokens a second, writes {_rate(found.decoding)}; the first "
+        f"one {found.first_token:.0f} ms after a question"
+    )
+    return [
+        _finding("ok" if found.passed else "problem", "cached answers", same, same=found.same, compared=found.compared),
+        _finding("ok", "speed", speed, readTokensPerSecond=found.reading, writtenTokensPerSecond=found.decoding),
+    ]
+
+
+def _rate(tokens_a_second: float) -> str:
+    return f"{tokens_a_second:,.0f}" if tokens_a_second >= 10 else f"{tokens_a_second:.1f}"
+
+
+def _network(blocked: Blocked | None) -> dict[str, Any]:
+    if blocked is None:
+        return _finding("ok", "network", "used by `cag-daemon pull`, and by nothing else; --offline proves it")
+    if blocked.tried:
+        return _finding("problem", "network", f"wanted: {'; '.join(blocked.tried[:5])}", tried=blocked.tried)
+    by = "in an empty network of its own, " if blocked.kernel else ""
+    return _finding("ok", "network", f"loaded, read and answered {by}with every connection refused: none was tried")
+
+
+def _cache(settings: Settings) -> dict[str, Any]:
+    if settings.kept_in is None:
+        return _finding("ok", "cache", "nothing is written (cacheMaxGigabytes is 0)")
+    folder = Path(settings.kept_in).expanduser()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    free = shutil.disk_usage(there).free
+    return _finding("ok", "cache", f"{folder}, {free / 1e9:.0f} GB of the disk free", path=str(folder), bytesFree=free)
 
 
 def _document(settings: Settings) -> dict[str, Any]:
@@ -103,4 +217,5 @@ def _document(settings: Settings) -> dict[str, Any]:
         return _finding("note", "document", error.message)
     if found.blank:
         return _finding("note", "document", f"{path} is empty")
-    return _finding("ok", "document", f"{path}, {len(found.normalised):,} characters", version=found.version)
+    words = f"{path}, {len(found.normalised):,} characters"
+    return _finding("ok", "document", words, version=found.version, characters=len(found.normalised))
