@@ -12,8 +12,10 @@ from typing import Literal
 Quantization = Literal["none", "int8", "int4"]
 QUANTIZATIONS: tuple[Quantization, ...] = ("none", "int8", "int4")
 
-# Bytes a weight of a linear layer takes; int4 has a scale and a zero point for each 64 of them.
-WEIGHT_BYTES: dict[str, float] = {"none": 2, "int8": 1, "int4": 0.5 + 4 / 64}
+# Bytes a weight of a linear layer takes; int4 has a scale and a zero point for each 32 of them.
+WEIGHT_BYTES: dict[str, float] = {"none": 2, "int8": 1, "int4": 0.5 + 4 / 32}
+# The output layer is never held in fewer than 8 bits.
+HEAD_BYTES: dict[str, float] = {"none": 2, "int8": 1, "int4": 1}
 HALF = 2  # bytes of a bfloat16 or float16: embeddings, keys and values
 OVERHEAD = 1_000_000_000  # the libraries, and what a chunk of the document needs while it is read
 
@@ -268,7 +270,7 @@ def find(name: str) -> Known | None:
 
 def weight_bytes(model: Known, quantization: Quantization) -> int:
     """Bytes of the weights in memory: the embeddings stay as they are, and with them an output layer that is one."""
-    head = 0 if model.tied else model.table * WEIGHT_BYTES[quantization]
+    head = 0 if model.tied else model.table * HEAD_BYTES[quantization]
     return int(model.layer_weights * WEIGHT_BYTES[quantization] + head + model.table * HALF)
 
 
@@ -290,7 +292,7 @@ def read_seconds(model: Known, tokens: int, flops: float) -> float:
 
 def tokens_a_second(model: Known, quantization: Quantization, tokens: int, bandwidth: float) -> float:
     """About how fast an answer comes: each token passes through all weights and the whole cache once."""
-    head = model.table * (HALF if model.tied else WEIGHT_BYTES[quantization])
+    head = model.table * (HALF if model.tied else HEAD_BYTES[quantization])
     return bandwidth / (model.layer_weights * WEIGHT_BYTES[quantization] + head + kv_bytes(model) * tokens)
 
 

@@ -57,10 +57,13 @@ class Settings(BaseModel):
     )
     cache_directory: Text = Field(
         default_factory=lambda: platformdirs.user_cache_dir("cag-daemon"),
-        description="KV caches on disk (not built yet: nothing is written)",
+        description="quantised weights on disk; KV caches are not built yet",
     )
     cache_max_gigabytes: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="KV caches on disk at most (not built yet: nothing is written)"
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="KV caches on disk at most (not built yet); 0: nothing is written, quantised weights neither",
     )
     memory_max_gigabytes: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="KV caches in memory at most; unset: half of what is free"
@@ -84,7 +87,6 @@ FLAGS: dict[str, str] = {name: "--" + name.replace("_", "-") for name in Setting
 
 # A change of one of these needs another worker, or another reading.
 WORKER_FIELDS = frozenset({"model", "device", "dtype", "quantization", "threads"})
-NOT_BUILT_YET = ("cache_directory", "cache_max_gigabytes")
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def test_a_setting_has_the_type_of_the_table(name: str) -> None:
         assert tuple(words(cell.partition(",")[0])) == get_args(annotation)
     elif name == "device":
         accepted = words(cell)
-        assert accepted == ["auto", "cpu", "cuda", "cuda:N", "mps"]
+        assert accepted == ["auto", "cpu", "cuda", "cuda:N", "cuda+cpu", "mps"]
         assert all(Settings(device=value.replace("N", "3")).device for value in accepted)
     else:
         inner = {get_origin(each) or each for each in get_args(annotation)} - {type(None)} or {annotation}

@@ -12,6 +12,7 @@ from cag_daemon.engine.model import load_model
 from cag_daemon.engine.plan import Wanted
 from cag_daemon.front.protocol import COMMANDS
 from tests.client import ROOT, Client
+from tests.test_catalogue import MACHINES
 
 README = (ROOT / "README.md").read_text("utf-8")
 EXAMPLE = (ROOT / "examples" / "document.txt").read_text("utf-8")
@@ -59,6 +60,19 @@ def test_the_library_example_runs(tmp_path: Path) -> None:
 
 def test_the_commands_for_editors_are_those_there_are() -> None:
     assert tuple(re.findall(r"^\| `(cag\.\w+)` \|", README, re.MULTILINE)) == COMMANDS
+
+
+def test_it_names_the_models_that_pull_would_name() -> None:
+    said = dict(re.findall(r"^\| (.+?) \| (`(?:ministral|mistral)-.*) \|$", README, re.MULTILINE))
+    named = {machine.strip() for cell in said for machine in re.split(r", or |^", cell) if machine.strip()}
+    assert {each.removeprefix("a CPU ").removeprefix("a ") for each in MACHINES} == {
+        each.removeprefix("a ") for each in named
+    }
+    for cell, advice in said.items():
+        for machine, (_, alias, quantization) in MACHINES.items():
+            if machine.removeprefix("a CPU ").removeprefix("a ") in cell:
+                assert f"`{alias}`" in advice, machine
+                assert (quantization in advice) if quantization != "none" else ("int" not in advice), machine
 
 
 def test_what_it_says_for_neovim_is_what_the_help_says() -> None:

@@ -269,6 +269,9 @@ def _in_hub_cache(model: str) -> Path:
     try:
         return Path(snapshot_download(model, local_files_only=True))
     except Exception as error:  # several types, of no use to anybody here
+        # A list of all the repository's files that another tool has left counts those, too, that nobody needs here.
+        if (path := getattr(error, "snapshot_path", None)) is not None:
+            return Path(path)
         raise ModelNotFound(
             f"The model {model} is not on this machine: fetch it with `cag-daemon pull {model}`, "
             "or set model to embedded."

@@ -18,7 +18,7 @@ from lsprotocol import types
 from pygls.protocol import default_converter, lsp_method
 
 from cag_daemon import __version__
-from cag_daemon.config import FLAGS, KEYS, NOT_BUILT_YET, Problem, Settings, resolve
+from cag_daemon.config import Problem, resolve
 from cag_daemon.errors import InvalidParams
 from cag_daemon.front import protocol
 from cag_daemon.front.announce import Announcer
@@ -256,9 +256,8 @@ class CagServer(QuietServer):
                 self._problems_shown.add(str(problem))
                 self.show(str(problem), types.MessageType.Warning)
         self._problems = []
-        for name in NOT_BUILT_YET:
-            if getattr(settings, name) != getattr(Settings(), name):
-                self._log(f"cag.{KEYS[name]} ({FLAGS[name]}) does nothing yet: no cache is written to disk.")
+        if settings.cache_max_gigabytes:
+            self._log("cag.cacheMaxGigabytes does nothing yet: no KV cache is written to disk.")
         await self.session.configure(settings)
 
     async def change_folders(self, event: types.WorkspaceFoldersChangeEvent) -> None:

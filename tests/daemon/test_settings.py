@@ -22,7 +22,7 @@ BAD_OPTIONS = [
         "threads": (0, "1"),
         "idleUnloadMinutes": (-1, "0"),
         "document": (5, "string"),
-        "quantization": ("int8", "none"),
+        "quantization": ("int3", "none"),
         "cacheMaxGigabytes": ("much", "number"),
         "memoryMaxGigabytes": (-2, "0"),
         "model": (["embedded"], "string"),
@@ -38,7 +38,7 @@ BAD_OPTIONS = [
         "systemPrompt": (7, "string"),
         "cacheDirectory": (7, "string"),
     },
-    {"maxNewTokens": (0, "1"), "threads": (True, "integer"), "quantization": ("int4", "none")},
+    {"maxNewTokens": (0, "1"), "threads": (True, "integer"), "quantization": (4, "none")},
 ]
 
 

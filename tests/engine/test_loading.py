@@ -315,6 +315,20 @@ def test_a_download_that_was_broken_off_names_the_file_and_what_completes_it(
         check_folder(resolve_folder("someone/Tiny-Instruct"))
 
 
+def test_what_another_tool_knows_to_be_missing_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has fetched all but the second copy of the weights, and the list of the repository's files."""
+    import huggingface_hub
+    from huggingface_hub.errors import IncompleteSnapshotError
+
+    folder = save_model(tmp_path / "model")
+
+    def snapshot_download(model: str, *, local_files_only: bool) -> str:
+        raise IncompleteSnapshotError("consolidated.safetensors is missing", str(folder))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert resolve_folder("someone/Tiny-Instruct").path == folder
+
+
 def hub_model(base: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: Path) -> Path:
     """Put a model folder into a hub cache of this test's own."""
     from huggingface_hub import constants

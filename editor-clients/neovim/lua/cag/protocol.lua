@@ -67,7 +67,7 @@ M.CODES = { cancelled = -32800, cancelled_by_daemon = -32802, failed = -32803 }
 ---@field maxNewTokens? integer Upper bound of an answer, in tokens.
 ---@field refresh? 'auto'|'save'|'ask' When a changed text is read.
 ---@field model? string A hub id, a folder, `embedded`, or `auto`.
----@field device? string `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+---@field device? string `auto`, `cpu`, `cuda`, `cuda:N`, `cuda+cpu` or `mps`.
 ---@field dtype? 'auto'|'float32'|'bfloat16'|'float16' The type of the weights.
 ---@field quantization? 'none'|'int8'|'int4'
 ---@field threads? integer Threads of the model.
