@@ -14,7 +14,7 @@ from cag_daemon.engine.engine import AnswerText, Engine
 from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
 from cag_daemon.engine.model import load_model
 from cag_daemon.engine.prompt import PromptTemplate
-from cag_daemon.errors import DocumentTooLong, ModelFailed, OutOfMemory, QuestionTooLong, Stopped
+from cag_daemon.errors import DocumentTooLong, ModelFailed, OutOfMemory, Postponed, QuestionTooLong, Stopped
 from tests.models import embedded_tokenizer, loaded_random
 
 ENGINE = settings(settings.get_profile("engine"), max_examples=15)
@@ -50,6 +50,34 @@ class After:
     def __call__(self) -> bool:
         self.left -= 1
         return self.left < 0
+
+
+def test_a_reading_that_nobody_waits_for_is_put_off_when_it_takes_long(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.prepare("d", "1", BAKERY)
+    before, clock = kv(engine), [0.0]
+    monkeypatch.setattr("cag_daemon.engine.engine.time.monotonic", lambda: clock[0])
+    done: list[int] = []
+
+    def tick(tokens: int, total: int, limit: int) -> None:
+        done.append(tokens)
+        clock[0] += 4.0 if len(done) == 1 else 1.0  # the first chunk is slower
+
+    text = BAKERY * 8
+    takes = len(engine._template(None).document_ids(text)) / 16
+    with pytest.raises(Postponed) as caught:
+        engine.prepare("d", "2", text, patience=0.9 * takes, progress=tick)
+    assert done == [0, 16]
+    assert caught.value.tokens == 16 * takes
+    assert caught.value.seconds == pytest.approx(takes)
+    assert identical(kv(engine), before)
+    # The second chunk decides, unless the matter is clear; who waits for it, or for less, gets it.
+    with pytest.raises(Postponed):
+        engine.prepare("d", "2", text, patience=0.7 * takes, progress=lambda *_: clock.__setitem__(0, clock[0] + 4))
+    done.clear()
+    assert engine.prepare("d", "2", text, patience=1.1 * takes, progress=tick).version == "2"
+    assert engine.prepare("d", "3", text + "More.", progress=tick).version == "3"
 
 
 def test_a_model_without_a_chat_template_is_refused_at_once() -> None:
