@@ -2,11 +2,12 @@
 
 Two worlds and a pipe between them; a room imports only from lower floors, the ground floor nothing of ours:
 
-    cli           ask · serve · doctor · pull · client: arguments in, words out
+    cli           ask · serve · doctor · pull · clean · client: arguments in, words out
     once          one question from the command line
-    doctor        what is installed, which model would be used and why
+    doctor        what is installed, which model would be used and why, and does it work here
     pull          a model from the hub into its cache: the only room that uses the network
     choice        `pull` alone: which models this machine could run, and which to fetch first
+    clean         what is kept on this machine: listed, and deleted when the user says so
     refusals      what the hub, the network or the disk answered instead of a model, in a sentence
     clients       the editors' clients that come along: where they are, and how they get into the editor
     front/        knows LSP, never imports torch
@@ -23,6 +24,7 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       protocol        the wire contract: method names, params, results, states
     engine/       knows torch, never LSP
       worker          the process: messages in, messages out
+      check           a model put to the test: is a cached answer the uncached one, and how fast
       engine          Engine: documents and their caches; read a text, answer a question
       document_cache  which text of which document is cached, within a memory budget
       prompt          the one template: document prefix and question suffix, as token ids
@@ -31,6 +33,8 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       model           load_model: a Mistral into memory, as planned
       plan            which model, where and how it is held, whether that fits: before anything is loaded
       folder          models on this machine's disk: where they are, whether they are whole
+      quantized_weights  quantised while they are loaded, and kept
+      kept_weights    quantised weights on disk
       weights         from the files of a model into its place in memory, a layer at a time
       devices         what a model can run on here, and in which type
       memory          what a model and its document need, and what is free
@@ -43,7 +47,10 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
     citations     where the words of an answer stand in the text
     text          a document's text: reading, normalising, version, positions
     catalogue     Mistral's models as data, what each needs, and which to try first on a machine
+    places        the paths that are ours, and who writes there
+    brought       what `pull` has brought into the hub's cache
     config        Settings: flags, environment, editor
+    offline       no network for this process, and a note of everything that wanted it
     errors        every error a user can meet
     embedded/     the embedded Mistral: weights, tokenizer, prompt
 

@@ -1,4 +1,4 @@
-"""The command line: ask · serve · doctor · pull · client. Arguments in, words out; the work is elsewhere.
+"""The command line: ask · serve · doctor · pull · clean · client. Arguments in, words out; the work is elsewhere.
 
 On its way to ``serve`` it takes stdout away from everybody, before it imports anything: that is the protocol's.
 """
@@ -91,11 +91,16 @@ def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
     @group.command()
     @click.option("--json", "as_json", is_flag=True, help="the findings as JSON, alone, on stdout")
     @settings_flags
-    def doctor(as_json: bool, **flags: Any) -> int:
+    @click.option(
+        "--check", is_flag=False, flag_value="", metavar="[MODEL]", help="load the model, compare cached with uncached"
+    )
+    @click.option("--offline", is_flag=True, help="do so with no network at all, and tell what wanted it")
+    def doctor(as_json: bool, check: str | None, offline: bool, **flags: Any) -> int:
         """What is installed, which model would be used and why, and whether everything is there to work offline."""
         from cag_daemon.doctor import examine
 
-        return examine(as_json, _settings(flags))
+        settings = _settings(flags)
+        return examine(as_json, settings, settings.model if check == "" else check, offline)
 
     @group.command()
     @click.argument("model", required=False)
@@ -110,6 +115,20 @@ def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
         from cag_daemon.pull import pull as fetch
 
         return fetch(model, as_json)
+
+    @group.command()
+    @click.option("--document", metavar="FILE", help="only what is kept of that file")
+    @click.option("--models", is_flag=True, help="also the models that `pull` fetched")
+    @click.option("--yes", is_flag=True, help="delete without asking")
+    @click.option("--json", "as_json", is_flag=True, help="the list as JSON, alone, on stdout; deletes only with --yes")
+    @click.option(
+        FLAGS["cache_directory"], "cache_directory", metavar="…", help="where caches are, if set in an editor"
+    )
+    def clean(document: str | None, models: bool, yes: bool, as_json: bool, cache_directory: str | None) -> int:
+        """List what is kept on this machine, and delete it when you say so."""
+        from cag_daemon.clean import clean as delete
+
+        return delete(_settings({"cache_directory": cache_directory}), document, models, yes, as_json)
 
     @group.group()
     def client() -> None:

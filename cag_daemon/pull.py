@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from cag_daemon import catalogue
+from cag_daemon.brought import brought_of
 from cag_daemon.catalogue import gigabytes
 from cag_daemon.errors import CagError, InvalidParams, ModelFailed, ModelNotFound
 from cag_daemon.refusals import Circumstances, disk_full, explained
@@ -151,6 +152,7 @@ class _Download:
         self.page = f"{self._endpoint}/{model}"
         folder: str = repo_folder_name(repo_id=model, repo_type="model")
         self.storage: Path = Path(constants.HF_HUB_CACHE).expanduser() / folder
+        self._brought = brought_of(self.storage.parent, folder, model)
         self.revision = ""
         self.files: list[File] = []
 
@@ -280,6 +282,11 @@ class _Download:
 
     def _fetch(self, file: File, show: Show) -> None:
         """Fetch what is missing of a file, check the whole of it, and give it its name in the snapshot."""
+        paths = self._blob(file), self._partial(file), self.snapshot / file.name
+        with self._brought.fetching(self.revision, *paths):
+            self._fetch_noted(file, show)
+
+    def _fetch_noted(self, file: File, show: Show) -> None:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers

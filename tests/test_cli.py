@@ -318,6 +318,35 @@ def test_doctor_with_json_prints_its_findings_alone(tmp_path: Path) -> None:
     assert [each["what"] for each in report["findings"] if each["verdict"] == "problem"] == ["model"]
 
 
+def test_doctor_puts_the_model_to_the_test_with_no_network_at_all(tmp_path: Path) -> None:
+    done = cag_daemon("doctor", "--check", "--offline", "--json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = {each["what"]: each for each in json.loads(done.stdout)["findings"]}
+    assert found["cached answers"]["verdict"] == "ok"
+    assert found["cached answers"]["same"] == found["cached answers"]["compared"] > 10
+    assert "bit for bit the same" in found["cached answers"]["found"]
+    assert found["speed"]["readTokensPerSecond"] > 100
+    assert found["speed"]["writtenTokensPerSecond"] > 3
+    assert found["network"]["found"].endswith("with every connection refused: none was tried")
+
+
+def test_doctor_checks_the_model_that_is_named(tmp_path: Path) -> None:
+    done = cag_daemon("doctor", "--check", "nowhere", "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    problems = [each for each in json.loads(done.stdout)["findings"] if each["verdict"] == "problem"]
+    assert [each["what"] for each in problems] == ["model", "check"]
+    assert all("no model folder nowhere" in each["found"] for each in problems)
+
+
+def test_doctor_says_what_would_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "document.txt").write_text("word " * 300)
+    done = cag_daemon("doctor", "--json", "--memory-max-gigabytes", "0.001", cwd=tmp_path)
+    assert done.returncode == 0
+    found = {each["what"]: each for each in json.loads(done.stdout)["findings"]}
+    assert found["memory"]["verdict"] == "note"
+    assert re.search(r"MB of weights \(float32\), .* free on cpu: ", found["memory"]["found"])
+
+
 @pytest.mark.parametrize("command", ["ask", "serve", "doctor"])
 def test_help_names_every_setting(command: str, tmp_path: Path) -> None:
     done = cag_daemon(command, "--help", cwd=tmp_path, timeout=20)
@@ -330,7 +359,7 @@ def test_help_names_every_setting(command: str, tmp_path: Path) -> None:
 def test_help_names_every_command(tmp_path: Path) -> None:
     done = cag_daemon("--help", cwd=tmp_path, timeout=20)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.findall(r"^  (\w+)  ", done.stdout, re.MULTILINE) == ["ask", "client", "doctor", "pull", "serve"]
+    assert re.findall(r"^  (\w+)  ", done.stdout, re.MULTILINE) == ["ask", "clean", "client", "doctor", "pull", "serve"]
 
 
 def test_version(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def name_of(file: Path) -> str:
 TREES = {name_of(file): ast.parse(file.read_text("utf-8")) for file in FILES}
 DOOR = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
 NETWORK = "pull"  # the one room that may fetch something
-TOP = {"__main__", "cli", "once", "doctor", "clients", "pull", "choice", "refusals"}
+TOP = {"__main__", "cli", "once", "doctor", "clients", "pull", "choice", "refusals", "clean"}
 
 
 def floor_of(room: str) -> str:

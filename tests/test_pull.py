@@ -19,7 +19,7 @@ import pytest
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.utils import close_session
 
-from cag_daemon import catalogue, choice
+from cag_daemon import brought, catalogue, choice, places
 from cag_daemon.config import Settings
 from cag_daemon.engine.speed import Speed
 from cag_daemon.errors import CagError, DocumentNotFound, InvalidParams
@@ -128,6 +128,8 @@ def inside(machine: Machine, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Machi
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(machine.cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(machine.home / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(places, "state_folder", lambda: machine.home / "state")
+    monkeypatch.setattr(brought, "state_folder", lambda: machine.home / "state")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
     return machine

@@ -1,0 +1,249 @@
+"""The paths that are ours: what is kept on this machine, where, and who writes it. `clean` deletes these and no others.
+
+    cache directory    quantized/<model>-<kind>-<16 hex>/   engine/kept_weights: weights held in 8 or 4 bits
+    (a setting)        caches/<file>-<16 hex>/              KV caches of a document; not built yet
+                       …/.<name>.<random>                   work that is under way, or was interrupted
+    state folder       pulled/<model>-<16 hex>.json         brought: what `pull` brought into the hub's cache
+    log folder         *.log, *.log.1 …                     not built yet
+    runtime folder     *.sock                               not built yet
+
+The cache directory may be any folder, also one with other things in it: there only these names are ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import stat
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from cag_daemon.errors import one_line
+
+APP = "cag-daemon"
+TAG = "CACHEDIR.TAG"
+SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
+TAG_TEXT = (
+    f"{SIGNATURE}\n"
+    "# This folder is a cache of cag-daemon; `cag-daemon clean` empties it. Backups may leave it out.\n"
+    "# What this file is for: https://bford.info/cachedir/\n"
+)
+QUANTIZED, CACHES, PULLED = "quantized", "caches", "pulled"
+OURS = {
+    QUANTIZED: (re.compile(r"[\w.-]+-int[48]-[0-9a-f]{16}"), "quantised weights"),
+    CACHES: (re.compile(r"[\w.-]+-[0-9a-f]{16}"), "KV cache of a document"),
+}
+LOG = re.compile(r"[\w.-]+\.log(?:\.\d+)?")
+UNDER_WAY_SECONDS = 3600  # what has not been written to for so long was interrupted
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A path of ours that is there.
+
+    Attributes:
+        path: a file or a folder, all of it ours.
+        what: it is, in a few words.
+        size: in bytes.
+        used: when it was last written or read, in seconds since 1970; None: not known.
+        stays: why it can't be deleted now; empty: it can.
+        empty: a folder with nothing in it but our tag, and maybe folders like itself.
+    """
+
+    path: Path
+    what: str
+    size: int
+    used: float | None
+    stays: str = ""
+    empty: bool = False
+
+
+# ── where ───────────────────────────────────────────────────────────────────────────────────
+
+
+def default_cache() -> Path:
+    """The cache directory where none is set."""
+    return Path(platformdirs.user_cache_dir(APP))
+
+
+def state_folder() -> Path:
+    """What is to be remembered, and is no cache."""
+    return Path(platformdirs.user_state_dir(APP))
+
+
+def log_folder() -> Path:
+    """Logs."""
+    return Path(platformdirs.user_log_dir(APP))
+
+
+def runtime_folder() -> Path:
+    """Sockets."""
+    with warnings.catch_warnings():  # that the system names none is no news for our user
+        warnings.simplefilter("ignore")
+        return Path(platformdirs.user_runtime_dir(APP))
+
+
+def document_folder(cache_directory: str | Path, document: Path) -> Path:
+    """Where the KV caches of a document are kept, whether there are any or not."""
+    path = _absolute(document)
+    name = re.sub(r"[^\w.-]+", "-", path.name)[:80]
+    key = hashlib.sha256(path.as_uri().encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return _absolute(cache_directory) / CACHES / f"{name}-{key}"
+
+
+def make_cache_folder(path: Path) -> None:
+    """Have that folder there, for nobody else to read, and tagged as a cache where nothing but ours is in it.
+
+    Where it holds other things (somebody's home) a tag would keep those out of their backups: tag the folder inside.
+
+    Raises:
+        OSError: it can't be made, or is a file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    names = {each.name for each in path.iterdir()}
+    if TAG not in names and not any(_is_foreign(name) for name in names):
+        _write_new(path / TAG, TAG_TEXT)
+
+
+def _is_foreign(name: str) -> bool:
+    entries = any(_entry(pattern, name) for pattern, _ in OURS.values())
+    return not (name in OURS or entries or name.startswith(f".{TAG}."))
+
+
+def _entry(pattern: re.Pattern[str], name: str) -> str | None:
+    """Whether a folder of that name is ours: "whole", "temporary" or None."""
+    if pattern.fullmatch(name):
+        return "whole"
+    return "temporary" if re.fullmatch(rf"\.{pattern.pattern}\.\w+", name) else None
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file all at once, and never over another one."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        with contextlib.suppress(FileExistsError):
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise
+            except OSError:  # no hard links here: not all at once, then
+                with path.open("x", encoding="utf-8", newline="\n") as file:
+                    file.write(text)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ── what is there ───────────────────────────────────────────────────────────────────────────
+
+
+def found(cache_directory: str | Path) -> list[Kept]:
+    """Everything of ours but what `pull` brought: in that cache directory, the default one, and the other folders.
+
+    Raises:
+        OSError: a folder can't be looked into.
+    """
+    kept: list[Kept] = []
+    for top in cache_folders(cache_directory):
+        inside = [each for folder in OURS for each in _inside(top, folder)]
+        if not inside and _is_tag(top / TAG) and all(_is_tag(each) or _is_empty(each) for each in entries_of(top)):
+            inside = [Kept(top, "empty cache folder", (top / TAG).stat().st_size, None, empty=True)]
+        kept += inside
+    kept += [size_up(each, "log") for each in entries_of(log_folder()) if LOG.fullmatch(each.name) and each.is_file()]
+    for each in entries_of(runtime_folder()):
+        if each.suffix == ".sock" and stat.S_ISSOCK(each.lstat().st_mode):
+            kept.append(size_up(each, "socket"))
+    return kept
+
+
+def found_of(cache_directory: str | Path, document: Path) -> list[Kept]:
+    """What is kept of one document.
+
+    Raises:
+        OSError: a folder can't be looked into.
+    """
+    folders = [(top, document_folder(top, document).name) for top in cache_folders(cache_directory)]
+    return [each for top, name in folders for each in _inside(top, CACHES) if name in each.path.name]
+
+
+def cache_folders(cache_directory: str | Path) -> list[Path]:
+    """The cache directory, and the one that was used before another was set."""
+    return list(dict.fromkeys((_absolute(cache_directory), default_cache())))
+
+
+def remove_empty(cache_directory: str | Path) -> None:
+    """Remove our folders that hold nothing but our tag."""
+    tops = cache_folders(cache_directory)
+    others = (state_folder() / PULLED, log_folder(), state_folder(), runtime_folder())
+    for folder in (*(top / name for top in tops for name in OURS), *tops, *others):
+        with contextlib.suppress(OSError):  # not ours to remove; or something has come into it just now
+            entries = [] if folder.is_symlink() else entries_of(folder)
+            if all(_is_tag(each) for each in entries):
+                for each in entries:
+                    each.unlink()
+                folder.rmdir()
+
+
+def _inside(top: Path, name: str) -> Iterator[Kept]:
+    pattern, what = OURS[name]
+    for each in entries_of(top / name) if not (top / name).is_symlink() else ():
+        kind = _entry(pattern, each.name)
+        if kind is None or not (each.is_symlink() or each.is_dir()):
+            continue
+        kept = size_up(each, what if kind == "whole" else f"{what}, not finished")
+        under_way = kind == "temporary" and time.time() - (kept.used or 0) < UNDER_WAY_SECONDS
+        stays = "written to within the last hour" if under_way else ""
+        yield Kept(kept.path, kept.what, kept.size, kept.used, stays)
+
+
+def size_up(path: Path, what: str) -> Kept:
+    """A path with the size and the last use of all that is in it; links are not followed."""
+    stats = []
+    for each in (path, *(Path(folder, name) for folder, _, names in _walk(path) for name in names)):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            stats.append(each.lstat())
+    files = [each for each in stats if not stat.S_ISDIR(each.st_mode)]
+    # A folder with nothing in it yet is as new as itself.
+    used = max((max(each.st_mtime, each.st_atime) for each in files or stats), default=None)
+    return Kept(path, what, sum(each.st_size for each in files), used)
+
+
+def _walk(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    return iter(()) if path.is_symlink() else os.walk(path)
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """What is in a folder, which need not be there."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(folder.iterdir())
+    return []
+
+
+def _is_tag(path: Path) -> bool:
+    """Whether it is the tag that we write; in somebody's own folder there may be another."""
+    return path.name == TAG and path.is_file() and not path.is_symlink() and path.read_bytes() == TAG_TEXT.encode()
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether it is one of ours with nothing but a tag in it."""
+    return folder.name in OURS and not folder.is_symlink() and all(_is_tag(each) for each in entries_of(folder))
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.normpath(Path(path).expanduser().absolute()))
+
+
+def why(error: OSError) -> str:
+    """What the system said, without the path."""
+    return error.strerror or one_line(error)
