@@ -178,8 +178,8 @@ def _check(settings: Settings, told: Callable[[str], None]) -> list[dict[str, An
     same = f"{found.same} of {found.compared} tokens as after reading anew, keys and values "
     same += "bit for bit the same" if found.bits else "NOT the same"
     speed = (
-        f"loaded in {took:.0f} s; reads {_rate(found.reading)} tokens a second, writes {_rate(found.decoding)}; the first "
-        f"one {found.first_token:.0f} ms after a question"
+        f"loaded in {took:.0f} s; reads {_rate(found.reading)} tokens a second, writes {_rate(found.decoding)}; "
+        f"the first one {found.first_token:.0f} ms after a question"
     )
     return [
         _finding("ok" if found.passed else "problem", "cached answers", same, same=found.same, compared=found.compared),

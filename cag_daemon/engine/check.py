@@ -13,7 +13,8 @@ from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.engine.model import LoadedModel
 from cag_daemon.engine.prompt import PromptTemplate
 
-PAGE = """The ferry to the northern island leaves the old harbour at seven, at noon and at half past five. From the first
+PAGE = """\
+The ferry to the northern island leaves the old harbour at seven, at noon and at half past five. From the first
 of October the noon crossing is dropped, and in strong wind the captain decides half an hour before. Tickets are sold
 in the yellow kiosk beside the fish market; whoever has a season card shows it on board. Bicycles travel free of charge,
 dogs need a leash, and for a car a place has to be booked the day before.

@@ -147,7 +147,8 @@ def _plan(folder: ModelFolder, wanted: Wanted, devices: Sequence[torch.device]) 
     memory = wanted.memory_bytes
     first = free(devices[0])
     whole = Plan(folder, devices[:1], dtype, quantization, weights, needs, first, document, chunk, memory)
-    if whole.fits or len(devices) == 1:
+    # Quantised weights are not spread: what is so large that it would have to be is for other machines than these.
+    if whole.fits or len(devices) == 1 or quantization != "none":
         return whole
     return replace(whole, devices=devices, room=sum(free(device) for device in devices))
 

@@ -47,7 +47,9 @@ def _state(session: Session) -> tuple[protocol.State, str, RequestFailed | None]
     if backend.error is not None:
         return "failed", backend.error.message, backend.error
     if backend.model is None and (backend.state == "loading" or any(document.reading for document in documents)):
-        return "loading", f"Loading the model ({session.settings.model}).", None
+        model, held = session.settings.model, session.settings.quantization
+        first = "" if held == "none" else f", in {held}: the first time takes minutes"
+        return "loading", f"Loading the model ({model}){first}.", None
     if session.answering:
         return "answering", "Answering.", None
     for document in documents:
