@@ -272,7 +272,7 @@ def test_a_blank_question(question: str, tmp_path: Path) -> None:
     [
         (["ask"], "QUESTION"),
         (["ask", QUESTION, "--threads", "many"], "--threads"),
-        (["ask", QUESTION, "--quantization", "int4"], "--quantization"),
+        (["ask", QUESTION, "--quantization", "int3"], "--quantization"),
         (["ask", QUESTION, "--max-new-tokens", "0"], "--max-new-tokens"),
         (["ask", QUESTION, "--nonsense"], "--nonsense"),
         (["doctor", "--device", "abacus"], "abacus"),

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from cag_daemon.engine.folder import ModelFolder, Weight
 from cag_daemon.errors import one_line
+from cag_daemon.places import make_cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ class Keeper:
         self._files: dict[str, tuple[int, int]] = {}
         self._temporary: Path | None = None
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for cache in (folder.parent.parent, folder.parent):
+                make_cache_folder(cache)
             if shutil.disk_usage(folder.parent).free < size + FREE_AFTERWARDS:
                 log.warning("The disk has no room to keep quantised weights of %.1f GB.", size / 1e9)
             else:

@@ -64,6 +64,11 @@ def logits(model: Any) -> torch.Tensor:
         return model(IDS).logits  # type: ignore[no-any-return]
 
 
+def kept(wanted: Wanted) -> list[Path]:
+    """What is kept, whole or not, beside the tag that says that it is a cache."""
+    return [each for each in Path(str(wanted.cache_directory), "quantized").iterdir() if each.name != "CACHEDIR.TAG"]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_it_is_the_model_quantised_and_takes_what_was_said(kind: str, tied: bool, tmp_path: Path) -> None:
@@ -83,10 +88,11 @@ def test_the_second_time_it_is_read_and_is_the_same_to_the_bit(wanted: Wanted, c
     assert len(counted) == 3 * 7 + 1
     assert torch.equal(logits(first.model), logits(second.model))
     assert second.bytes == first.bytes
-    (folder,) = Path(str(wanted.cache_directory), "quantized").iterdir()
+    (folder,) = kept(wanted)
     assert folder.name.startswith("model-int4-")
     modes = {stat.S_IMODE(each.stat().st_mode) for each in (folder, folder.parent)}
     assert modes == {0o700}
+    assert (folder.parent.parent / "CACHEDIR.TAG").is_file()
     assert {stat.S_IMODE(each.stat().st_mode) for each in folder.iterdir()} == {0o600}
 
 
@@ -106,7 +112,7 @@ def test_other_weights_another_kind_and_another_type_are_others(
 @pytest.mark.parametrize("harm", ["a bit", "cut", "gone", "no manifest", "nonsense", "another shape of manifest"])
 def test_what_is_damaged_is_made_anew(harm: str, wanted: Wanted, counted: list[int]) -> None:
     expected = logits(load_model(wanted).model)
-    (folder,) = Path(str(wanted.cache_directory), "quantized").iterdir()
+    (folder,) = kept(wanted)
     file, manifest = folder / "0001.safetensors", folder / "manifest.json"
     if harm == "a bit":
         data = bytearray(file.read_bytes())
@@ -125,7 +131,7 @@ def test_what_is_damaged_is_made_anew(harm: str, wanted: Wanted, counted: list[i
     assert len(counted) == seen + 22
     assert torch.equal(logits(load_model(wanted).model), expected)
     assert len(counted) == seen + 22
-    assert len(list(folder.parent.iterdir())) == 1
+    assert kept(wanted) == [folder]
 
 
 def test_a_full_disk_costs_the_copy_and_nothing_else(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,13 +142,13 @@ def test_a_full_disk_costs_the_copy_and_nothing_else(wanted: Wanted, monkeypatch
 
     monkeypatch.setattr(kept_weights, "save_file", full)
     assert load_model(wanted).quantization == "int4"
-    assert list(Path(str(wanted.cache_directory), "quantized").iterdir()) == []
+    assert kept(wanted) == []
 
 
 def test_a_disk_without_room_is_left_alone(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_weights, "FREE_AFTERWARDS", 1e18)
     load_model(wanted)
-    assert list(Path(str(wanted.cache_directory), "quantized").iterdir()) == []
+    assert kept(wanted) == []
 
 
 def test_a_folder_that_cannot_be_written_to_is_no_hindrance(wanted: Wanted, tmp_path: Path) -> None:
@@ -162,12 +168,12 @@ def test_an_interrupt_leaves_nothing_behind(wanted: Wanted) -> None:
         nonlocal told
         told += 1
         if told == 6:  # the imports, and some layers
-            assert len(list(Path(str(wanted.cache_directory), "quantized").iterdir())) == 1
+            assert len(kept(wanted)) == 1
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         load_model(wanted, interrupt)
-    assert list(Path(str(wanted.cache_directory), "quantized").iterdir()) == []
+    assert kept(wanted) == []
 
 
 def test_a_quantised_model_answers_and_is_stopped(wanted: Wanted) -> None:
