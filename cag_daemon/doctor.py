@@ -122,15 +122,7 @@ def _model(settings: Settings, characters: int) -> list[dict[str, Any]]:
     from cag_daemon.engine.memory import describe
     from cag_daemon.engine.plan import Wanted, plan_for, what_would_fit
 
-    wanted = Wanted(
-        model=settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        quantization=settings.quantization,
-        characters=characters,
-        max_new_tokens=settings.max_new_tokens,
-        memory_bytes=settings.memory_bytes,
-    )
+    wanted = Wanted.by(settings, characters)
     try:
         plan = plan_for(wanted)
     except CagError as error:
@@ -158,16 +150,7 @@ def _check(settings: Settings, told: Callable[[str], None]) -> list[dict[str, An
     from cag_daemon.engine.model import load_model
     from cag_daemon.engine.plan import Wanted
 
-    wanted = Wanted(
-        model=settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        quantization=settings.quantization,
-        threads=settings.threads,
-        max_new_tokens=settings.max_new_tokens,
-        memory_bytes=settings.memory_bytes,
-        cache_directory=settings.kept_in,
-    )
+    wanted = Wanted.by(settings)
     began = time.monotonic()
     try:
         loaded = load_model(wanted, lambda percent: told(f"Loading the model ({settings.model}), {percent} %"))

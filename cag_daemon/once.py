@@ -101,17 +101,7 @@ def _load(document: text.Text, settings: Settings, terminal: Console) -> Engine:
         from cag_daemon.engine.model import load_model
         from cag_daemon.engine.plan import Wanted
 
-        wanted = Wanted(
-            model=settings.model,
-            device=settings.device,
-            dtype=settings.dtype,
-            quantization=settings.quantization,
-            threads=settings.threads,
-            characters=len(document.normalised),
-            max_new_tokens=settings.max_new_tokens,
-            memory_bytes=settings.memory_bytes,
-            cache_directory=settings.kept_in,
-        )
+        wanted = Wanted.by(settings, len(document.normalised))
         engine = Engine(load_model(wanted, lambda percent: bar.update(task, completed=percent)))
     engine.limit(settings.memory_bytes)
     return engine

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from cag_daemon.config import Settings
 from cag_daemon.engine import folder as folders
 from cag_daemon.engine.devices import OFFLOAD, choose_devices, choose_dtype, default_chunk
 from cag_daemon.engine.folder import ModelFolder, Weight
@@ -50,6 +51,13 @@ class Wanted:
     max_new_tokens: int = 256
     memory_bytes: int | None = None
     cache_directory: str | None = None
+
+    @classmethod
+    def by(cls, settings: Settings, characters: int = 0) -> Wanted:
+        """What the settings want, for a document of so many characters."""
+        same = ("model", "device", "dtype", "quantization", "threads", "max_new_tokens", "memory_bytes")
+        values = {name: getattr(settings, name) for name in same}
+        return cls(**values, characters=characters, cache_directory=settings.kept_in)
 
 
 @dataclass(frozen=True)
