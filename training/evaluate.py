@@ -1,0 +1,332 @@
+"""What a model folder is good for, measured by asking it, on the product's own path.
+
+    python -m training.evaluate [FOLDER] [--kept-aside] [--failures] [--json] [--device cpu] [--threads 2]
+
+FOLDER: a model folder; default: the one that is shipped. Every document is read and every question asked by
+`cag_daemon.engine.engine.Engine`. Beside the model's score stands what a plain lookup by shared word stems gets, with
+a mark where the model does not beat it. An answer is right if the words asked for are in it, and it is at most one
+sentence of the document, verbatim but for white space; where there is no answer, if it is the refusal, to the letter.
+
+``--kept-aside``: the third of the hand-written sets that training never looks at. It is for the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import cag_daemon
+from cag_daemon.config import Settings
+from cag_daemon.errors import DocumentTooLong
+from training.lookup import Lookup
+from training.natural import REFUSAL, Part, Question, documents, joined, of_any_document, plain, sentences
+
+if TYPE_CHECKING:
+    from cag_daemon.engine.engine import Engine
+
+EMBEDDED = Path(cag_daemon.__file__).parent / "embedded"
+LONG = {"1800": 1800, "3500": 3500}  # tokens
+SYNTHETIC = {"synthetic10": (10, 24, 5), "synthetic40": (40, 12, 10), "synthetic80": (80, 8, 15)}  # see `synthetic`
+ANSWERABLE = ("prose", "manual", "paraphrases", *LONG)
+
+# What is measured, and the goal for it; None: there is none.
+ROWS: dict[str, tuple[str, float | None]] = {
+    "prose": ("ordinary prose and notes", 0.98),
+    "manual": ("Markdown manuals, lists, letters, FAQs, minutes, API notes", 0.95),
+    "paraphrases": ("paraphrases, few or no words shared with the answer", 0.70),
+    "1800": ("documents of about 1,800 tokens", 0.97),
+    "3500": ("documents of about 3,500 tokens", 0.92),
+    "selections": ("questions about a selection", None),
+    "no answer": ("questions without an answer, greetings, summaries: it says so", 0.85),
+    "refused": ("answerable ones refused (all the above but selections)", 0.02),
+    "synthetic10": ("synthetic, unseen words, 10 sentences: the whole sentence", 0.98),
+    "synthetic40": ("synthetic, unseen words, 40 sentences: the whole sentence", 0.96),
+    "synthetic80": ("synthetic, unseen words, 80 sentences: the whole sentence", 0.93),
+    "size": ("shipped folder with tokenizer", 14.0),
+    "time": ("question to answer, about 1,800 tokens cached: median", 0.3),
+}
+AT_MOST = ("refused", "size", "time")
+
+Rule = Literal["words", "refusal", "sentence"]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A document and what is asked about it, for one row."""
+
+    row: str
+    name: str
+    text: str
+    questions: Sequence[Question]
+    rule: Rule = "words"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A wrong answer, and what should have been in it."""
+
+    row: str
+    document: str
+    question: str
+    selection: str | None
+    expected: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ``value`` is a share, megabytes or seconds, and None where it was not run."""
+
+    name: str
+    what: str
+    goal: float | None
+    value: float | None
+    lookup: float | None = None
+    count: int = 0
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is reached; None: there is none, or nothing was run."""
+        if self.goal is None or self.value is None:
+            return None
+        return self.value <= self.goal if self.name in AT_MOST else self.value >= self.goal
+
+    @property
+    def beaten_by_lookup(self) -> bool:
+        """Whether the plain lookup is as good as the model, or better."""
+        if self.value is None or self.lookup is None:
+            return False
+        return self.value >= self.lookup > 0 if self.name in AT_MOST else self.value <= self.lookup
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows, and every wrong answer."""
+
+    rows: list[Row]
+    failures: list[Failure]
+
+
+@dataclass
+class Tally:
+    """What is counted while questions are asked, by row."""
+
+    asked: Counter[str] = field(default_factory=Counter)
+    right: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    lookup_right: Counter[str] = field(default_factory=Counter)
+    lookup_refused: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+
+
+def is_right(answer: str, question: Question, text: str, rule: Rule = "words") -> bool:
+    """Whether an answer is right.
+
+    Args:
+        rule: ``words``: those expected are in it, and it is at most one sentence of the text; ``refusal``: it is the
+            refusal; ``sentence``: it is the expected sentence, the whole and nothing else.
+    """
+    if rule == "refusal":
+        return answer == REFUSAL
+    if rule == "sentence":
+        return plain(answer) == plain(question.expected[0])
+    return all(words in plain(answer) for words in question.expected) and is_span(answer, text)
+
+
+def is_span(answer: str, text: str) -> bool:
+    """Whether an answer stands in the text, white space aside, within one sentence, and cuts no word."""
+    words = plain(answer)
+    if not words:
+        return False
+    span = re.compile(rf"(?<!\w){re.escape(words)}(?!\w)" if words[0].isalnum() else rf"{re.escape(words)}(?!\w)")
+    return any(span.search(sentence) for sentence in sentences(text))
+
+
+def plan(part: Part, measure: Callable[[str], int]) -> list[Asking]:
+    """All that is asked.
+
+    Args:
+        measure: how many tokens a text has.
+    """
+    own = documents(part)
+    others = [] if part == "dev" else documents("dev")
+    anywhere = of_any_document(part)
+    found = []
+    for number, each in enumerate(own):
+        asked = each.asked
+        nowhere = (*asked["no answer"], *anywhere[number :: len(own)])
+        found += [
+            Asking(each.kind, each.name, each.text, (*asked["questions"], *asked["of its own"])),
+            Asking("paraphrases", each.name, each.text, asked["paraphrases"]),
+            Asking("selections", each.name, each.text, asked["selections"]),
+            Asking("no answer", each.name, each.text, nowhere, "refusal"),
+        ]
+    for row, tokens in LONG.items():
+        for group, text in joined(own, others, tokens, measure):
+            questions = [question for each in group for question in each.asked["questions"]]
+            found.append(Asking(row, " + ".join(each.name for each in group), text, questions))
+    return [*found, *_synthetic()]
+
+
+def _synthetic() -> Iterator[Asking]:
+    """Documents of the generator, in words that training never sees; none where there is no generator."""
+    try:
+        from training.data import unseen
+    except ImportError:
+        return
+    for row, (count, of, questions) in SYNTHETIC.items():
+        for seed in range(of):
+            text, pairs = unseen(count, questions, seed)
+            asked = [Question(question, (sentence,)) for question, sentence in pairs]
+            yield Asking(row, f"{row}, seed {seed}", text, asked, "sentence")
+
+
+def evaluate(
+    folder: Path, part: Part = "dev", device: str = "cpu", threads: int = 2, terminal: Console | None = None
+) -> Report:
+    """Ask all there is to ask, a few minutes.
+
+    Args:
+        folder: a model folder, as the daemon takes one.
+        terminal: for the progress bar; None: none.
+
+    Raises:
+        CagError: the folder can't be loaded.
+    """
+    # Before the libraries are imported: they read these once.
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    from cag_daemon.engine.engine import Engine
+    from cag_daemon.engine.model import load_model
+    from cag_daemon.engine.plan import Wanted
+
+    settings = Settings(model=str(folder), device=device, threads=threads)
+    engine = Engine(load_model(Wanted.by(settings), lambda percent: None))
+    tokenizer = engine.loaded.tokenizer
+    askings = plan(part, lambda text: len(tokenizer.encode(text, add_special_tokens=False)))
+    tally = Tally()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = terminal is not None and terminal.is_terminal
+    with Progress(*columns, console=terminal, transient=True, disable=not shown) as bar:
+        task = bar.add_task("Asking", total=sum(len(each.questions) for each in askings))
+        for asking in askings:
+            bar.update(task, description=f"{asking.row}: {asking.name[:30]}")
+            _ask_all(engine, asking, settings, tally, lambda: bar.advance(task))
+    return Report(_rows(tally, folder), tally.failures)
+
+
+def _ask_all(engine: Engine, asking: Asking, settings: Settings, tally: Tally, advance: Callable[[], object]) -> None:
+    row, text, lookup = asking.row, asking.text, Lookup(asking.text)
+    too_long = ""
+    try:
+        engine.prepare(asking.name, "", text, settings.system_prompt, settings.max_new_tokens)
+    except DocumentTooLong as error:
+        too_long = str(error)
+    for question in asking.questions:
+        before = time.perf_counter()
+        answer = too_long or engine.ask(asking.name, question.text, question.selection, settings.max_new_tokens).text
+        tally.seconds.setdefault(row, []).append(time.perf_counter() - before)
+        looked_up = lookup.answer(question.text, question.selection)
+        right = is_right(answer, question, text, asking.rule)
+        tally.asked[row] += 1
+        tally.right[row] += right
+        tally.refused[row] += answer == REFUSAL
+        tally.lookup_right[row] += is_right(looked_up, question, text, asking.rule)
+        tally.lookup_refused[row] += looked_up == REFUSAL
+        if not right:
+            expected = " & ".join(question.expected) or REFUSAL
+            tally.failures.append(Failure(row, asking.name, question.text, question.selection, expected, answer))
+        advance()
+
+
+def _rows(tally: Tally, folder: Path) -> list[Row]:
+    rows = []
+    for name, (what, goal) in ROWS.items():
+        count, value, lookup = tally.asked[name], None, None
+        if name == "refused":
+            count = sum(tally.asked[each] for each in ANSWERABLE)
+            value = sum(tally.refused[each] for each in ANSWERABLE) / count
+            lookup = sum(tally.lookup_refused[each] for each in ANSWERABLE) / count
+        elif name == "size":
+            value = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6
+        elif name == "time":
+            value = statistics.median(tally.seconds["1800"])
+        elif count:
+            value, lookup = tally.right[name] / count, tally.lookup_right[name] / count
+        rows.append(Row(name, what, goal, value, lookup, count))
+    return rows
+
+
+def _table(report: Report, title: str) -> Table:
+    table = Table("", "n", "goal", "model", "lookup", "", title=title, title_justify="left", box=None, pad_edge=False)
+    for row in report.rows:
+        colour = {True: "green", False: "red", None: "default"}[row.met]
+        sign = "≤" if row.name in AT_MOST else "≥"
+        table.add_row(
+            row.what,
+            str(row.count or ""),
+            f"{sign} {_shown(row.name, row.goal)}" if row.goal is not None else "–",
+            f"[{colour}]{_shown(row.name, row.value)}[/]",
+            _shown(row.name, row.lookup) if row.lookup is not None else "",
+            " · ".join(["misses the goal"] * (row.met is False) + ["does not beat the lookup"] * row.beaten_by_lookup),
+        )
+    return table
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return "not run"
+    return {"size": f"{value:.1f} MB", "time": f"{value:.2f} s"}.get(name, f"{100 * value:.1f} %")
+
+
+def _show_failures(report: Report, console: Console) -> None:
+    for failure in report.failures:
+        selected = f" [{failure.selection}]" if failure.selection else ""
+        console.print(f"\n[bold]{failure.row}[/]  {escape(failure.document)}")
+        console.print(f"  asked     {escape(failure.question + selected)}")
+        console.print(f"  expected  [green]{escape(failure.expected)}[/]")
+        console.print(f"  answer    [red]{escape(plain(failure.answer))}[/]")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print what was measured."""
+    about, _, details = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=about, epilog=details)
+    parser.add_argument("folder", type=Path, nargs="?", default=EMBEDDED, help="a model folder (default: the shipped)")
+    parser.add_argument("--kept-aside", action="store_true", help="the sets that training never looks at; at the end")
+    parser.add_argument("--failures", action="store_true", help="each wrong answer beside what was expected, too")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
+    parser.add_argument("--device", default="cpu", help="as the daemon's --device (default cpu)")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU (default 2)")
+    options = parser.parse_args(arguments)
+
+    part: Part = "kept_aside" if options.kept_aside else "dev"
+    report = evaluate(options.folder, part, options.device, options.threads, Console(stderr=True))
+    if options.json:
+        rows = [asdict(row) | {"met": row.met, "beatenByLookup": row.beaten_by_lookup} for row in report.rows]
+        failures: list[dict[str, Any]] = [asdict(failure) for failure in report.failures] if options.failures else []
+        json.dump({"set": part, "rows": rows, "failures": failures}, sys.stdout, indent=2, ensure_ascii=False)
+        return
+    console = Console(highlight=False)
+    console.print(_table(report, f"{options.folder.name}, {'kept aside' if options.kept_aside else 'development set'}"))
+    if options.failures:
+        _show_failures(report, console)
+
+
+if __name__ == "__main__":
+    main()
