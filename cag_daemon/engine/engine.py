@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from cag_daemon.config import DEFAULT_SYSTEM_PROMPT
-from cag_daemon.engine.cag import ShouldStop, clean_up, end_tokens, generate_step, prefill
-from cag_daemon.engine.document_cache import DocumentCache, DocumentCaches
+from cag_daemon.engine.cag import ShouldStop, end_tokens, generate_step, prefill
+from cag_daemon.engine.document_cache import MOST_ASIDE, DocumentCache, DocumentCaches, KnownText, TextCache
 from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
 from cag_daemon.engine.memory import QUESTION_ROOM, free, out_of_memory
 from cag_daemon.engine.model import LoadedModel
 from cag_daemon.engine.prompt import PromptTemplate
-from cag_daemon.errors import DocumentTooLong, ModelFailed, Postponed, QuestionTooLong
+from cag_daemon.errors import DocumentTooLong, ModelFailed, OutOfMemory, Postponed, QuestionTooLong
 
 LINE_END = re.compile(r"\r\n|\r|\n")
 
@@ -104,18 +104,14 @@ class Engine:
         template = self._template(system_prompt)
         max_tokens = self._max_tokens(max_new_tokens)
         ids = self._fitting_ids(template, text, max(characters, len(text)), max_tokens, max_new_tokens)
-        # 2. What is cached already.
-        cached = self._caches.get(document)
-        if cached is not None and not force and cached.ids == ids:
-            self._caches.put(document, DocumentCache(version, ids, cached.cache, template))
-            kept, cache = len(ids), cached.cache
-        # 3. The rest is read: for now, all of it.
-        else:
-            kept, cache = (
-                0,
-                self._read(document, ids, max_new_tokens, max_tokens, patience, progress, should_stop, between_chunks),
+        # 2. What is cached already, under this name or another; 3. the rest is read.
+        text_read, kept = KnownText(version, ids, template), len(ids)
+        cache = None if force else self._caches.with_text(ids)
+        if cache is None:
+            kept, cache = self._read(
+                document, text_read, force, max_new_tokens, max_tokens, patience, progress, should_stop, between_chunks
             )
-            self._caches.put(document, DocumentCache(version, ids, cache, template))
+        self._caches.put(document, DocumentCache(text_read, cache))
         took = round((time.monotonic() - began) * 1000)
         return Reading(version, len(ids), kept, len(ids) - kept, max_tokens, cache.bytes, took)
 
@@ -147,7 +143,8 @@ class Engine:
         cached = self._caches.get(document)
         if cached is None:
             raise ModelFailed(f"internal: {document} is not cached, read it first.", notCached=True)
-        ids, origin = cached.template.question_ids(question, selection), len(cached.ids)
+        cache, origin = cached.cache, len(cached.text.ids)
+        ids = cached.text.template.question_ids(question, selection)
         room = self.loaded.context - origin - len(ids)
         if room < 1:
             raise QuestionTooLong(
@@ -158,12 +155,15 @@ class Engine:
             )
         model, ends = self.loaded.model, end_tokens(self.loaded.model)
         text, generated, finish_reason = AnswerText(self.loaded.tokenizer, on_piece), 0, "length"
+        reading = cache.ids  # of a newer text, it may be, which is gone on with afterwards
+        whole = cache.turn_to(cached.text.ids)
+        assert whole == origin, "what answers is held whole"
         try:
             with out_of_memory("Memory ran out while answering: close other programs, or choose a smaller model."):
                 for token in generate_step(
                     model,
                     torch.tensor([ids]),
-                    cached.cache,
+                    cache.buffer,
                     max_new_tokens=min(max_new_tokens, room),
                     should_stop=should_stop,
                     chunk_size=self.loaded.chunk,
@@ -176,8 +176,9 @@ class Engine:
                     generated += 1
                     text.add(token)
         finally:
-            clean_up(cached.cache, origin)
-        return Answer(cached.version, text.finish(), finish_reason, origin, len(ids), generated)
+            cache.clean()
+            cache.turn_to(reading)
+        return Answer(cached.text.version, text.finish(), finish_reason, origin, len(ids), generated)
 
     def forget(self, document: str) -> None:
         """Drop what is cached of that document."""
@@ -202,45 +203,82 @@ class Engine:
     def _read(
         self,
         document: str,
-        ids: list[int],
+        text: KnownText,
+        force: bool,
         max_new_tokens: int,
         max_tokens: int,
         patience: float | None,
         progress: Callable[[int, int, int], object] | None,
         should_stop: ShouldStop | None,
         between_chunks: Callable[[], object] | None,
-    ) -> InPlaceCache:
-        capacity = len(ids) + QUESTION_ROOM + max_new_tokens
-        self._caches.make_room(capacity * self._bytes_per_token, document)
-        cache = InPlaceCache(self.loaded.model.config, capacity)
-        speed = Speed(len(ids))
+    ) -> tuple[int, TextCache]:
+        """Read what is not known of a text; how many tokens were kept, and the cache that holds it."""
+        ids, total, before = text.ids, len(text.ids), self._caches.get(document)
+        capacity = total + QUESTION_ROOM + max_new_tokens
+        cache = self._cache_to_read_in(document, ids, force, capacity)
+        previous = before.text.ids if before is not None and before.cache is cache else None
+        kept = cache.turn_to(ids)
+        speed = Speed(total - kept)
 
-        def chunk_done(done: int, total: int) -> None:
+        def chunk_done(done: int, of: int) -> None:
+            cache.read(ids[len(cache.ids) : kept + done])
             speed.chunk_done(done)
-            if patience is not None and done < total and speed.exceeds(patience):
-                raise Postponed(total, max_tokens, speed.seconds)
+            if patience is not None and done < of and speed.exceeds(patience):
+                raise Postponed(total, max_tokens, speed.seconds / of * total)
             if progress:
-                progress(done, total, max_tokens)
+                progress(kept + done, total, max_tokens)
 
         if progress:
-            progress(0, len(ids), max_tokens)
+            progress(kept, total, max_tokens)
         try:
             with out_of_memory(
-                f"Memory ran out while reading the document of {len(ids)} tokens: shorten it, or close other programs."
+                f"Memory ran out while reading the document of {total} tokens: shorten it, or close other programs."
             ):
-                prefill(
-                    self.loaded.model,
-                    torch.tensor([ids]),
-                    cache,
-                    chunk_size=self.loaded.chunk,
-                    progress=chunk_done,
-                    should_stop=should_stop,
-                    between_chunks=between_chunks,
-                )
-        except BaseException:
-            cache.layers.clear()  # the traceback keeps the cache alive, not what it took
+                cache.buffer.reserve(capacity)
+                if kept < total:
+                    prefill(
+                        self.loaded.model,
+                        torch.tensor([ids[kept:]]),
+                        cache.buffer,
+                        chunk_size=self.loaded.chunk,
+                        progress=chunk_done,
+                        should_stop=should_stop,
+                        between_chunks=between_chunks,
+                    )
+        except BaseException as error:
+            self._break_off(document, cache, previous, keep=not isinstance(error, OutOfMemory))
             raise
+        self._caches.begun.pop(document, None)
+        cache.forget(self._caches.needed(cache), MOST_ASIDE)
+        return kept, cache
+
+    def _cache_to_read_in(self, document: str, ids: list[int], force: bool, capacity: int) -> TextCache:
+        """The document's own cache, or one that was begun; else a new one, with what others know of the text."""
+        before = self._caches.get(document)
+        own = before.cache if before is not None and len(self._caches.needed(before.cache)) == 1 else None
+        cache = None if force else own or self._caches.begun.get(document)
+        # An end that is laid aside lies beside the buffer, until somebody needs its room.
+        ends = max(0, len(cache.ids) - cache.known(ids)) if cache is not None else 0
+        self._caches.make_room((capacity + ends) * self._bytes_per_token, document)
+        if cache is not None:
+            return cache
+        cache = TextCache(InPlaceCache(self.loaded.model.config, capacity), self.loaded.chunk)
+        known = [] if force else self._caches.all()
+        if known:
+            cache.copy_from(max(known, key=lambda each: each.known(ids)), ids)
         return cache
+
+    def _break_off(self, document: str, cache: TextCache, previous: list[int] | None, *, keep: bool) -> None:
+        """A reading ended before its end: the text before it answers on, and what was read is kept for the next."""
+        cache.clean()
+        if previous is not None:
+            cache.turn_to(previous, keep=keep)
+            cache.forget(self._caches.needed(cache), MOST_ASIDE)
+        elif keep and cache.ids:
+            self._caches.begun[document] = cache
+        else:
+            self._caches.begun.pop(document, None)
+            cache.buffer.layers.clear()  # the traceback keeps the cache alive, not what it took
 
     def _max_tokens(self, max_new_tokens: int) -> int:
         """Tokens that a document may have, the template around it included."""

@@ -34,9 +34,11 @@ def engine() -> Engine:
 
 
 def kv(engine: Engine, document: str = "d") -> list[torch.Tensor]:
-    cached = engine._caches._caches[document]
-    assert {layer.get_seq_length() for layer in cached.cache.layers} == {len(cached.ids)}
-    return [t.clone() for layer in cached.cache.layers for t in (layer.keys, layer.values)]
+    cached = engine._caches._documents[document]
+    buffer, ids = cached.cache.buffer, cached.text.ids
+    assert cached.cache.ids == ids
+    assert {layer.get_seq_length() for layer in buffer.layers} == {len(ids)}
+    return [t.clone() for layer in buffer.layers for t in (layer.keys, layer.values)]
 
 
 def identical(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
@@ -64,7 +66,7 @@ def test_a_reading_that_nobody_waits_for_is_put_off_when_it_takes_long(
         done.append(tokens)
         clock[0] += 4.0 if len(done) == 1 else 1.0  # the first chunk is slower
 
-    text = BAKERY * 8
+    text = "Another text. " + BAKERY * 8
     takes = len(engine._template(None).document_ids(text)) / 16
     with pytest.raises(Postponed) as caught:
         engine.prepare("d", "2", text, patience=0.9 * takes, progress=tick)
@@ -72,12 +74,16 @@ def test_a_reading_that_nobody_waits_for_is_put_off_when_it_takes_long(
     assert caught.value.tokens == 16 * takes
     assert caught.value.seconds == pytest.approx(takes)
     assert identical(kv(engine), before)
-    # The second chunk decides, unless the matter is clear; who waits for it, or for less, gets it.
+    # The second chunk decides, unless the matter is clear: then the first.
     with pytest.raises(Postponed):
-        engine.prepare("d", "2", text, patience=0.7 * takes, progress=lambda *_: clock.__setitem__(0, clock[0] + 4))
+        engine.prepare(
+            "e", "2", "E" + text, patience=0.1 * takes, progress=lambda *_: clock.__setitem__(0, clock[0] + 4)
+        )
+    # What was read is not read again; who waits for it, or for less, gets it.
     done.clear()
     assert engine.prepare("d", "2", text, patience=1.1 * takes, progress=tick).version == "2"
-    assert engine.prepare("d", "3", text + "More.", progress=tick).version == "3"
+    assert done[0] == 32
+    assert engine.prepare("f", "3", "F" + text, progress=tick).version == "3"
 
 
 def test_a_model_without_a_chat_template_is_refused_at_once() -> None:
@@ -182,7 +188,7 @@ def test_the_longest_question_gets_one_token(engine: Engine) -> None:
         engine.ask("d", "a" * 5000)
     room = caught.value.details["maxTokens"]
     question = "why"
-    while engine._caches.get("d").template.question_ids(question + " why").__len__() <= room:
+    while engine._caches.get("d").text.template.question_ids(question + " why").__len__() <= room:
         question += " why"
     answer = engine.ask("d", question, max_new_tokens=50)
     assert answer.finish_reason == "length"
@@ -224,10 +230,10 @@ def test_half_a_character_is_held_back() -> None:
 def test_the_same_ids_are_not_read_again(engine: Engine) -> None:
     first = engine.prepare("d", "v1", BAKERY)
     assert (first.kept, first.computed) == (0, first.tokens)
-    pointer = engine._caches.get("d").cache.layers[0].key_buffer.data_ptr()
+    pointer = engine._caches.get("d").cache.buffer.layers[0].key_buffer.data_ptr()
     second = engine.prepare("d", "v2", BAKERY + "\n")  # the tokenizer sees no difference
     assert (second.version, second.kept, second.computed) == ("v2", first.tokens, 0)
-    assert engine._caches.get("d").cache.layers[0].key_buffer.data_ptr() == pointer
+    assert engine._caches.get("d").cache.buffer.layers[0].key_buffer.data_ptr() == pointer
     assert engine.ask("d", "Why?", max_new_tokens=1).version == "v2"
 
 
@@ -301,7 +307,150 @@ def test_running_out_of_memory_leaves_the_previous_version(engine: Engine, monke
     with pytest.raises(OutOfMemory, match="Memory ran out while reading"):
         engine.prepare("d", "v2", BAKERY * 3)
     assert identical(kv(engine), before)
-    assert started[0].bytes == 0
+    assert engine._caches.get("d").cache.ends_bytes == 0
+    with pytest.raises(OutOfMemory):
+        engine.prepare("e", "v2", "Emma. " + BAKERY)
+    assert started[1].bytes == 0
+
+
+# ── refreshing ──
+
+CHUNK = 16
+_fresh: dict[str, tuple[list[torch.Tensor], Any]] = {}
+
+
+def fresh(engine: Engine, text: str) -> tuple[list[torch.Tensor], Any]:
+    """Keys and values, and an answer, where the text is read from nothing."""
+    if text not in _fresh:
+        other = Engine(engine.loaded)
+        other.prepare("d", text, text)
+        _fresh[text] = kv(other), other.ask("d", "Why?", max_new_tokens=4)
+    return _fresh[text]
+
+
+def common(one: list[int], other: list[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+WORDS = st.sampled_from(["Anna bakes. ", "Tom sold the oven. ", "It rains.\n", "42 ", "- a list\n", "", "é"])
+EDITS = st.tuples(st.floats(0, 1), st.floats(0, 0.5), st.lists(WORDS, max_size=6).map("".join))
+
+
+@settings(ENGINE, max_examples=40)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["one", "two", "three"]),
+            st.sampled_from(["edit", "edit", "undo", "as another", "force", "ask"]),
+            EDITS,
+            st.none() | st.integers(0, 90),
+            st.booleans(),
+        ),
+        min_size=2,
+        max_size=9,
+    )
+)
+def test_a_refreshed_cache_is_a_fresh_one_to_the_bit_whatever_came_before(steps: list[Any]) -> None:
+    """Edits, undoing, questions in between, readings broken off, documents of the same text."""
+    engine = Engine(loaded_random(TOKENIZER, sliding_window=40))
+    texts = dict.fromkeys(("one", "two", "three"), BAKERY * 2)
+    whole: dict[str, list[str]] = {name: [] for name in texts}
+    for name, what, (where, length, words), stop, between in steps:
+        start = round(where * len(texts[name]))
+        if what == "edit":
+            end = start + round(length * len(texts[name]))
+            texts[name] = (texts[name][:start] + words + texts[name][end:])[:1500]
+        elif what == "undo" and whole[name]:
+            texts[name] = whole[name][round(where * (len(whole[name]) - 1))]
+        elif what == "as another":
+            texts[name] = texts["one"]
+        if what != "ask":
+            asked: list[Any] = []
+            last = whole[name][-1] if whole[name] else None
+
+            def ask(name: str = name, asked: list[Any] = asked) -> None:
+                asked.append(engine.ask(name, "Why?", max_new_tokens=4))
+
+            try:
+                reading = engine.prepare(
+                    name,
+                    texts[name],
+                    texts[name],
+                    force=what == "force",
+                    should_stop=None if stop is None else After(stop),
+                    between_chunks=ask if between and last is not None else None,
+                )
+            except Stopped:
+                assert stop is not None
+            else:
+                ids = engine._caches.get(name).text.ids
+                assert (reading.tokens, reading.kept + reading.computed) == (len(ids), len(ids))
+                if what == "force":
+                    assert reading.kept == 0
+                elif last is not None:
+                    before = engine._template(None).document_ids(last)
+                    shared = common(before, ids)
+                    assert reading.computed <= len(ids) - (shared - shared % CHUNK)
+                whole[name].append(texts[name])
+            assert all(answer == fresh(engine, last)[1] for answer in asked)
+        for each, versions in whole.items():
+            if versions:
+                assert engine.ask(each, "Why?", max_new_tokens=4) == fresh(engine, versions[-1])[1]
+    for each, versions in whole.items():
+        if versions:
+            engine._caches.get(each).cache.turn_to(engine._caches.get(each).text.ids)
+            assert identical(kv(engine, each), fresh(engine, versions[-1])[0])
+
+
+def test_what_is_appended_costs_two_chunks_at_most_and_what_is_undone_nothing(engine: Engine) -> None:
+    first = engine.prepare("d", "1", BAKERY * 6)
+    second = engine.prepare("d", "2", BAKERY * 6 + "More.")
+    assert 0 < second.computed <= 2 * CHUNK
+    again = engine.prepare("d", "1", BAKERY * 6)
+    assert (again.computed, again.kept) == (0, first.tokens)
+    redone = engine.prepare("d", "2", BAKERY * 6 + "More.")
+    assert redone.computed == 0
+
+
+def test_the_same_text_under_another_name_costs_nothing_and_no_memory(engine: Engine) -> None:
+    first = engine.prepare("d", "1", BAKERY * 6)
+    other = engine.prepare("e", "1", BAKERY * 6)
+    assert (other.computed, other.kept) == (0, first.tokens)
+    assert sum(cache.bytes for cache in engine._caches.all()) == first.bytes
+    # From an edit on they are two, and only what differs is read.
+    assert engine.prepare("e", "2", BAKERY * 6 + "More.").computed <= 2 * CHUNK
+    assert engine.ask("d", "Why?", max_new_tokens=1).version == "1"
+    assert engine.ask("e", "Why?", max_new_tokens=1).version == "2"
+
+
+def test_a_reading_that_was_broken_off_is_gone_on_with(engine: Engine) -> None:
+    ids = len(engine._template(None).document_ids(BAKERY * 8))
+    chunks: list[int] = []
+    with pytest.raises(Stopped):
+        engine.prepare(
+            "d", "1", BAKERY * 8, progress=lambda done, *_: chunks.append(done), should_stop=lambda: len(chunks) > 4
+        )
+    again = engine.prepare("d", "1", BAKERY * 8)
+    assert (again.kept, again.computed) == (4 * CHUNK, ids - 4 * CHUNK)
+    assert identical(kv(engine), fresh(engine, BAKERY * 8)[0])
+
+
+def test_a_newer_text_keeps_what_is_common_with_the_one_that_was_broken_off(engine: Engine) -> None:
+    engine.prepare("d", "0", BAKERY)
+    chunks: list[int] = []
+    with pytest.raises(Stopped):
+        engine.prepare(
+            "d", "1", "New. " + BAKERY * 8, progress=lambda n, *_: chunks.append(n), should_stop=lambda: len(chunks) > 6
+        )
+    newer = engine.prepare("d", "2", "New. " + BAKERY * 8 + "And more.")
+    assert newer.kept >= 5 * CHUNK
+
+
+def test_old_ends_do_not_pile_up(engine: Engine) -> None:
+    for number in range(30):
+        engine.prepare("d", str(number), BAKERY * 3 + "x" * number)
+    (cache,) = engine._caches.all()
+    assert len(cache._asides) <= 4
 
 
 # ── too long ──
@@ -382,13 +531,13 @@ def crowded() -> tuple[Engine, list[str]]:
     dropped: list[str] = []
     engine = Engine(loaded_random(TOKENIZER), dropped.append)
     for name in "abc":
-        engine.prepare(name, "v1", BAKERY)
+        engine.prepare(name, "v1", name + BAKERY)
     return engine, dropped
 
 
 def test_other_documents_leave_when_memory_is_short(crowded: tuple[Engine, list[str]]) -> None:
     engine, dropped = crowded
-    size = engine.prepare("c", "v1", BAKERY).bytes
+    size = engine.prepare("c", "v1", "c" + BAKERY).bytes
     engine.ask("a", "Why?", max_new_tokens=1)
     engine.limit(3 * size)
     assert dropped == []
