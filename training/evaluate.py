@@ -1,6 +1,6 @@
 """What a model folder is good for, measured by asking it, on the product's own path.
 
-    python -m training.evaluate [FOLDER] [--kept-aside] [--failures] [--json] [--device cpu] [--threads 2]
+    python -m training.evaluate [FOLDER] [--kept-aside] [--failures] [--json]
 
 FOLDER: a model folder; default: the one that is shipped. Every document is read and every question asked by
 `cag_daemon.engine.engine.Engine`. Beside the model's score stands what a plain lookup by shared word stems gets, with
@@ -13,7 +13,9 @@ sentence of the document, verbatim but for white space; where there is no answer
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import multiprocessing
 import os
 import re
 import statistics
@@ -21,7 +23,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +36,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import cag_daemon
-from cag_daemon.config import Settings
 from cag_daemon.errors import DocumentTooLong
 from training.lookup import Lookup
 from training.natural import REFUSAL, Part, Question, documents, joined, of_any_document, plain, sentences
@@ -41,7 +45,9 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(cag_daemon.__file__).parent / "embedded"
 LONG = {"1800": 1800, "3500": 3500}  # tokens
-SYNTHETIC = {"synthetic10": (10, 24, 5), "synthetic40": (40, 12, 10), "synthetic80": (80, 8, 15)}  # see `synthetic`
+# Sentences of a document, how many such documents, and questions about each.
+SYNTHETIC = {"synthetic10": (10, 30, 4), "synthetic40": (40, 12, 10), "synthetic80": (80, 10, 12)}
+TIMED = 20  # questions
 ANSWERABLE = ("prose", "manual", "paraphrases", *LONG)
 
 # What is measured, and the goal for it; None: there is none.
@@ -131,8 +137,22 @@ class Tally:
     refused: Counter[str] = field(default_factory=Counter)
     lookup_right: Counter[str] = field(default_factory=Counter)
     lookup_refused: Counter[str] = field(default_factory=Counter)
-    seconds: dict[str, list[float]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+
+    def add(self, asking: Asking, answers: Sequence[str]) -> None:
+        """Count the answers to what was asked."""
+        row, text, lookup = asking.row, asking.text, Lookup(asking.text)
+        for question, answer in zip(asking.questions, answers, strict=True):
+            looked_up = lookup.answer(question.text, question.selection)
+            right = is_right(answer, question, text, asking.rule)
+            self.asked[row] += 1
+            self.right[row] += right
+            self.refused[row] += answer == REFUSAL
+            self.lookup_right[row] += is_right(looked_up, question, text, asking.rule)
+            self.lookup_refused[row] += looked_up == REFUSAL
+            if not right:
+                expected = " & ".join(question.expected) or REFUSAL
+                self.failures.append(Failure(row, asking.name, question.text, question.selection, expected, answer))
 
 
 def is_right(answer: str, question: Question, text: str, rule: Rule = "words") -> bool:
@@ -177,9 +197,10 @@ def plan(part: Part, measure: Callable[[str], int]) -> list[Asking]:
             Asking("selections", each.name, each.text, asked["selections"]),
             Asking("no answer", each.name, each.text, nowhere, "refusal"),
         ]
-    for row, tokens in LONG.items():
+    for start, (row, tokens) in enumerate(LONG.items()):
         for group, text in joined(own, others, tokens, measure):
-            questions = [question for each in group for question in each.asked["questions"]]
+            # To each length every second question: all of them would take as long as all the other rows together.
+            questions = [question for each in group for question in each.asked["questions"][start::2]]
             found.append(Asking(row, " + ".join(each.name for each in group), text, questions))
     return [*found, *_synthetic()]
 
@@ -187,74 +208,106 @@ def plan(part: Part, measure: Callable[[str], int]) -> list[Asking]:
 def _synthetic() -> Iterator[Asking]:
     """Documents of the generator, in words that training never sees; none where there is no generator."""
     try:
-        from training.data import unseen
+        from training.data.document import example
     except ImportError:
         return
-    for row, (count, of, questions) in SYNTHETIC.items():
-        for seed in range(of):
-            text, pairs = unseen(count, questions, seed)
-            asked = [Question(question, (sentence,)) for question, sentence in pairs]
-            yield Asking(row, f"{row}, seed {seed}", text, asked, "sentence")
+    for row, (length, count, questions) in SYNTHETIC.items():
+        for seed in range(count):
+            made = example(seed, length, questions, True)
+            asked = [_taken_apart(each.text, each.answer) for each in made.questions if not each.refused]
+            yield Asking(row, f"{row}, seed {seed}", made.text, asked, "sentence")
+
+
+def _taken_apart(text: str, answer: str) -> Question:
+    """A question of the generator, which stands there as it does behind a document, a selection before it."""
+    before, _, question = text.rpartition("Question: ")
+    return Question(question, (answer,), before.removeprefix("Selected text:\n").strip() or None)
 
 
 def evaluate(
-    folder: Path, part: Part = "dev", device: str = "cpu", threads: int = 2, terminal: Console | None = None
+    folder: Path,
+    part: Part = "dev",
+    device: str = "cpu",
+    processes: int = 2,
+    threads: int = 2,
+    terminal: Console | None = None,
 ) -> Report:
     """Ask all there is to ask, a few minutes.
 
     Args:
         folder: a model folder, as the daemon takes one.
+        device: as the daemon's setting.
+        processes: that ask at the same time, each with one thread.
+        threads: of the CPU for the questions whose time is taken, when all others have been asked.
         terminal: for the progress bar; None: none.
 
     Raises:
         CagError: the folder can't be loaded.
     """
+    engine = _engine(str(folder), device, threads)
+    tokenizer = engine.loaded.tokenizer
+    askings = plan(part, lambda text: len(tokenizer.encode(text, add_special_tokens=False)))
+    tally = Tally()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = terminal is not None and terminal.is_terminal
+    with (
+        Progress(*columns, console=terminal, transient=True, disable=not shown) as bar,
+        ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool,
+    ):
+        task = bar.add_task("Asking", total=sum(len(each.questions) for each in askings))
+        # What is asked about one document is asked in one go: it is read once. Those that take longest come first.
+        together = [list(group) for _, group in groupby(askings, key=lambda each: each.text)]
+        together.sort(key=lambda group: sum(len(each.questions) for each in group), reverse=True)
+        waiting = {pool.submit(_answered, str(folder), device, group): group for group in together}
+        for done in as_completed(waiting):
+            for asking, answers in zip(waiting[done], done.result(), strict=True):
+                tally.add(asking, answers)
+                bar.advance(task, len(answers))
+    took = _timed(engine, next(each for each in askings if each.row == "1800"))
+    order = {asking.name: number for number, asking in enumerate(askings)}
+    failures = sorted(tally.failures, key=lambda each: (list(ROWS).index(each.row), order[each.document]))
+    return Report(_rows(tally, folder, took), failures)
+
+
+@functools.cache
+def _engine(folder: str, device: str, threads: int) -> Engine:
+    """The engine of this process."""
     # Before the libraries are imported: they read these once.
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     from cag_daemon.engine.engine import Engine
     from cag_daemon.engine.model import load_model
     from cag_daemon.engine.plan import Wanted
 
-    settings = Settings(model=str(folder), device=device, threads=threads)
-    engine = Engine(load_model(Wanted.by(settings), lambda percent: None))
-    tokenizer = engine.loaded.tokenizer
-    askings = plan(part, lambda text: len(tokenizer.encode(text, add_special_tokens=False)))
-    tally = Tally()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = terminal is not None and terminal.is_terminal
-    with Progress(*columns, console=terminal, transient=True, disable=not shown) as bar:
-        task = bar.add_task("Asking", total=sum(len(each.questions) for each in askings))
-        for asking in askings:
-            bar.update(task, description=f"{asking.row}: {asking.name[:30]}")
-            _ask_all(engine, asking, settings, tally, lambda: bar.advance(task))
-    return Report(_rows(tally, folder), tally.failures)
+    return Engine(load_model(Wanted(folder, device, threads=threads), lambda percent: None))
 
 
-def _ask_all(engine: Engine, asking: Asking, settings: Settings, tally: Tally, advance: Callable[[], object]) -> None:
-    row, text, lookup = asking.row, asking.text, Lookup(asking.text)
-    too_long = ""
+def _answered(folder: str, device: str, askings: Sequence[Asking]) -> list[list[str]]:
+    """What a process of the pool does: the answers to each."""
+    engine = _engine(folder, device, 1)
+    return [_answers(engine, each) for each in askings]
+
+
+def _answers(engine: Engine, asking: Asking) -> list[str]:
     try:
-        engine.prepare(asking.name, "", text, settings.system_prompt, settings.max_new_tokens)
+        engine.prepare(asking.text, "", asking.text)
     except DocumentTooLong as error:
-        too_long = str(error)
-    for question in asking.questions:
-        before = time.perf_counter()
-        answer = too_long or engine.ask(asking.name, question.text, question.selection, settings.max_new_tokens).text
-        tally.seconds.setdefault(row, []).append(time.perf_counter() - before)
-        looked_up = lookup.answer(question.text, question.selection)
-        right = is_right(answer, question, text, asking.rule)
-        tally.asked[row] += 1
-        tally.right[row] += right
-        tally.refused[row] += answer == REFUSAL
-        tally.lookup_right[row] += is_right(looked_up, question, text, asking.rule)
-        tally.lookup_refused[row] += looked_up == REFUSAL
-        if not right:
-            expected = " & ".join(question.expected) or REFUSAL
-            tally.failures.append(Failure(row, asking.name, question.text, question.selection, expected, answer))
-        advance()
+        return [str(error)] * len(asking.questions)
+    return [engine.ask(asking.text, each.text, each.selection).text for each in asking.questions]
 
 
-def _rows(tally: Tally, folder: Path) -> list[Row]:
+def _timed(engine: Engine, asking: Asking) -> list[float]:
+    """Seconds from question to whole answer, the document being cached."""
+    took = []
+    with suppress(DocumentTooLong):
+        engine.prepare(asking.text, "", asking.text)
+        for question in asking.questions[:TIMED]:
+            before = time.perf_counter()
+            engine.ask(asking.text, question.text)
+            took.append(time.perf_counter() - before)
+    return took
+
+
+def _rows(tally: Tally, folder: Path, took: Sequence[float]) -> list[Row]:
     rows = []
     for name, (what, goal) in ROWS.items():
         count, value, lookup = tally.asked[name], None, None
@@ -265,7 +318,7 @@ def _rows(tally: Tally, folder: Path) -> list[Row]:
         elif name == "size":
             value = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6
         elif name == "time":
-            value = statistics.median(tally.seconds["1800"])
+            count, value = len(took), statistics.median(took) if took else None
         elif count:
             value, lookup = tally.right[name] / count, tally.lookup_right[name] / count
         rows.append(Row(name, what, goal, value, lookup, count))
@@ -312,11 +365,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--failures", action="store_true", help="each wrong answer beside what was expected, too")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("--device", default="cpu", help="as the daemon's --device (default cpu)")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU (default 2)")
+    parser.add_argument("--processes", type=int, default=2, help="that ask at the same time (default 2)")
+    parser.add_argument("--threads", type=int, default=2, help="for the questions that are timed (default 2)")
     options = parser.parse_args(arguments)
 
     part: Part = "kept_aside" if options.kept_aside else "dev"
-    report = evaluate(options.folder, part, options.device, options.threads, Console(stderr=True))
+    terminal = Console(stderr=True)
+    report = evaluate(options.folder, part, options.device, options.processes, options.threads, terminal)
     if options.json:
         rows = [asdict(row) | {"met": row.met, "beatenByLookup": row.beaten_by_lookup} for row in report.rows]
         failures: list[dict[str, Any]] = [asdict(failure) for failure in report.failures] if options.failures else []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from cag_daemon.errors import DocumentTooLong
 from training import evaluate, natural
-from training.evaluate import Report, Row, Tally, is_right, is_span
+from training.evaluate import Failure, Report, Row, Tally, is_right, is_span
 from training.lookup import Lookup, stem, stems
 from training.natural import REFUSAL, Document, Question, documents, joined, of_any_document, plain, sentences
 
@@ -189,6 +190,12 @@ def test_of_synthetic_documents_the_whole_sentence_is_asked_for() -> None:
     assert not is_right("12.5 tons.", question, NOTES, "sentence")
 
 
+def test_a_question_of_the_generator_is_put_as_the_daemon_puts_it() -> None:
+    assert evaluate._taken_apart("Question: Who is it?", "Ida.") == Question("Who is it?", ("Ida.",))
+    selected = evaluate._taken_apart("Selected text:\nthe\ncrane\n\nQuestion: Who repaired it?", "Ida did.")
+    assert selected == Question("Who repaired it?", ("Ida did.",), "the\ncrane")
+
+
 # ── what has to be beaten ───────────────────────────────────────────────────────────────────
 
 
@@ -235,56 +242,63 @@ def test_a_goal_is_a_least_or_a_most_and_the_lookup_is_beaten_only_by_more() -> 
 class ToyEngine:
     """Reads everything that is not too long, and answers by looking it up, or with what it is told to say."""
 
-    def __init__(self, says: str | None = None, longest: int = 10_000) -> None:
+    def __init__(self, says: str | None = None, longest: int = 100_000) -> None:
         self.says, self.longest = says, longest
 
-    def prepare(self, document: str, version: str, text: str, *_: object) -> None:
+    def prepare(self, document: str, version: str, text: str) -> None:
         if len(text) > self.longest:
             raise DocumentTooLong("It is too long.")
         self.lookup = Lookup(text)
 
-    def ask(self, document: str, question: str, selection: str | None, *_: object):
-        answer = self.says or self.lookup.answer(question, selection)
-        return type("Answer", (), {"text": answer})
+    def ask(self, document: str, question: str, selection: str | None = None):
+        return SimpleNamespace(text=self.says or self.lookup.answer(question, selection))
 
 
-def tallied(engine: ToyEngine) -> Report:
+def tallied(engine: ToyEngine) -> tuple[dict[str, Row], list[Failure]]:
     tally = Tally()
     for asking in evaluate.plan("dev", lambda text: len(text) // 4):
-        if not asking.row.startswith("synthetic"):
-            evaluate._ask_all(engine, asking, evaluate.Settings(), tally, lambda: None)
-    return Report(evaluate._rows(tally, evaluate.EMBEDDED), tally.failures)
+        tally.add(asking, evaluate._answers(engine, asking))
+    return {row.name: row for row in evaluate._rows(tally, evaluate.EMBEDDED, [0.1, 0.4, 0.2])}, tally.failures
+
+
+@pytest.fixture(autouse=True)
+def _no_generator(monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "_synthetic", list)
 
 
 def test_an_engine_that_looks_up_scores_as_the_lookup_does() -> None:
-    report = tallied(ToyEngine(longest=100_000))
-    assert [row.value for row in report.rows[:8]] == [row.lookup for row in report.rows[:8]]
-    assert all(row.value is None for row in report.rows if row.name.startswith("synthetic"))
+    rows, _ = tallied(ToyEngine())
+    for name in (*evaluate.ANSWERABLE, "selections", "no answer", "refused"):
+        assert rows[name].value == rows[name].lookup, name
+        assert rows[name].count >= 18
+    assert rows["synthetic10"].value is None
+    assert rows["time"].value == 0.2
+    assert 1 < rows["size"].value < 15
 
 
 def test_one_that_always_refuses_is_right_only_where_nothing_can_be_answered() -> None:
-    report = tallied(ToyEngine(REFUSAL))
-    values = {row.name: row.value for row in report.rows}
-    assert (values["prose"], values["1800"], values["no answer"], values["refused"]) == (
-        0,
-        0,
-        1,
-        pytest.approx(1, abs=0.5),
-    )
-    assert {failure.expected for failure in report.failures if failure.row == "no answer"} == set()
+    rows, failures = tallied(ToyEngine(REFUSAL))
+    assert [rows[name].value for name in ("prose", "1800", "no answer", "refused")] == [0, 0, 1, 1]
+    assert not [failure for failure in failures if failure.row == "no answer"]
 
 
 def test_what_the_model_cannot_read_counts_as_wrong() -> None:
-    report = tallied(ToyEngine(longest=10_000))
-    failures = [failure for failure in report.failures if failure.row == "3500"]
-    assert {failure.answer for failure in failures} == {"It is too long."}
-    assert next(row for row in report.rows if row.name == "3500").value == 0
+    rows, failures = tallied(ToyEngine(longest=10_000))
+    assert {failure.answer for failure in failures if failure.row == "3500"} == {"It is too long."}
+    assert rows["3500"].value == 0
+    assert rows["1800"].value > 0.5
+
+
+def test_both_lengths_together_ask_every_question_that_can_stand_beside_other_documents() -> None:
+    asked = [q for asking in evaluate.plan("dev", words) if asking.row in evaluate.LONG for q in asking.questions]
+    all_of_them = [question for each in documents("dev") for question in each.asked["questions"]]
+    assert sorted(question.text for question in asked) == sorted(question.text for question in all_of_them)
 
 
 @pytest.fixture
 def a_report(monkeypatch) -> Report:
     rows = [Row("prose", "ordinary prose", 0.98, 0.5, 0.6, 2), Row("synthetic10", "synthetic", 0.98, None)]
-    failure = evaluate.Failure("prose", "ferry", "Who [it]?", None, "Per-Arne", "Somebody\nelse.")
+    failure = Failure("prose", "ferry", "Who [it]?", None, "Per-Arne", "Somebody\nelse.")
     report = Report(rows, [failure])
     monkeypatch.setattr(evaluate, "evaluate", lambda *_: report)
     monkeypatch.setenv("COLUMNS", "160")
