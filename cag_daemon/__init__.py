@@ -26,7 +26,9 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       worker          the process: messages in, messages out
       check           a model put to the test: is a cached answer the uncached one, and how fast
       engine          Engine: documents and their caches; read a text, answer a question
-      document_cache  which text of which document is cached, within a memory budget
+      document_cache  caches of texts, as ids: a buffer, the ends of others, a memory budget
+      keeping         what is cached and what is on disk, kept alike: restored, verified, written
+      store           KV segments on disk
       prompt          the one template: document prefix and question suffix, as token ids
       tokenizer       load_tokenizer: from whichever files a model folder holds, with a chat template
       vocabulary      Mistral's own tokenizer files: tekken.json, tokenizer.model

@@ -57,13 +57,13 @@ class Settings(BaseModel):
     )
     cache_directory: Text = Field(
         default_factory=lambda: platformdirs.user_cache_dir("cag-daemon"),
-        description="quantised weights on disk; KV caches are not built yet",
+        description="KV caches and quantised weights on disk",
     )
     cache_max_gigabytes: float | None = Field(
         None,
         ge=0,
         allow_inf_nan=False,
-        description="KV caches on disk at most (not built yet); 0: nothing is written, quantised weights neither",
+        description="KV caches on disk at most; 0: nothing is written; unset: 20, or a tenth of the free disk",
     )
     memory_max_gigabytes: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="KV caches in memory at most; unset: half of what is free"
@@ -73,6 +73,11 @@ class Settings(BaseModel):
     def memory_bytes(self) -> int | None:
         """``memory_max_gigabytes`` in bytes."""
         return None if self.memory_max_gigabytes is None else int(self.memory_max_gigabytes * 1e9)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """``cache_max_gigabytes`` in bytes."""
+        return None if self.cache_max_gigabytes is None else int(self.cache_max_gigabytes * 1e9)
 
     @property
     def kept_in(self) -> str | None:

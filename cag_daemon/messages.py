@@ -42,6 +42,7 @@ class Load(Message):
     max_new_tokens: int = 256
     memory_bytes: int | None = None
     cache_directory: str | None = None
+    cache_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Prepare(Message):
     ``document`` is a name for the place (a URI), ``version`` for the text. ``characters``: of the whole text, where
     ``text`` is only the beginning of one that no model can hold; 0: it is whole. ``system_prompt`` None: the model's
     own, or the default. ``force``: keep nothing of what is cached. ``patience``: nobody waits for it, and so it is not
-    gone on with if it turns out to take more seconds than that.
+    gone on with if it turns out to take more seconds than that. ``file``: where it is; ``saved``: the text is that
+    file's, and may be kept on disk.
     """
 
     job: int
@@ -63,6 +65,8 @@ class Prepare(Message):
     force: bool = False
     characters: int = 0
     patience: float | None = None
+    file: str | None = None
+    saved: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,14 @@ class Limit(Message):
     """How many bytes all document caches may take together; None: half of what was free after loading."""
 
     memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Keep(Message):
+    """Where caches are kept on disk from now on, None: nowhere; and how many bytes they may take there."""
+
+    cache_directory: str | None
+    cache_bytes: int | None
 
 
 # ── worker → front ──────────────────────────────────────────────────────────────────────────

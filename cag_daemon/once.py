@@ -88,6 +88,8 @@ def ask_once(question: str, as_json: bool, settings: Settings) -> int:
         _show_places(result["citations"], path, document, terminal)
         if result["finishReason"] == "length":
             terminal.print(f"Cut at {answer.generated} tokens; more with --max-new-tokens.", style="dim")
+    if engine.keeping is not None:
+        engine.keeping.finish()
     return 0
 
 
@@ -102,7 +104,8 @@ def _load(document: text.Text, settings: Settings, terminal: Console) -> Engine:
         from cag_daemon.engine.plan import Wanted
 
         wanted = Wanted.by(settings, len(document.normalised))
-        engine = Engine(load_model(wanted, lambda percent: bar.update(task, completed=percent)))
+        loaded = load_model(wanted, lambda percent: bar.update(task, completed=percent))
+        engine = Engine(loaded, None, settings.kept_in, settings.cache_bytes)
     engine.limit(settings.memory_bytes)
     return engine
 
@@ -123,6 +126,8 @@ def _read(engine: Engine, path: Path, document: text.Text, settings: Settings, t
             document.normalised,
             settings.system_prompt,
             settings.max_new_tokens,
+            file=str(path),
+            saved=True,
             progress=progress,
         )
 

@@ -14,6 +14,7 @@ import torch
 from cag_daemon.config import DEFAULT_SYSTEM_PROMPT
 from cag_daemon.engine.cag import ShouldStop, end_tokens, generate_step, prefill
 from cag_daemon.engine.document_cache import MOST_ASIDE, DocumentCache, DocumentCaches, KnownText, TextCache
+from cag_daemon.engine.keeping import Keeping
 from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
 from cag_daemon.engine.memory import QUESTION_ROOM, free, out_of_memory
 from cag_daemon.engine.model import LoadedModel
@@ -53,14 +54,25 @@ class Engine:
 
     Args:
         loaded: the model.
-        on_dropped: told the name of each document whose cache had to leave memory for another's.
+        on_dropped: told the name of each document whose cache had to leave memory for another's, or was wrong.
+        keep_in: the cache directory; None: nothing is kept on disk.
+        keep_bytes: see `SegmentStore`.
 
     Raises:
         ModelFailed: see `PromptTemplate`.
     """
 
-    def __init__(self, loaded: LoadedModel, on_dropped: Callable[[str], object] | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        on_dropped: Callable[[str], object] | None = None,
+        keep_in: str | None = None,
+        keep_bytes: int | None = None,
+    ) -> None:
         self.loaded = loaded
+        self._on_dropped = on_dropped
+        self.keeping: Keeping | None = None
+        self.keep(keep_in, keep_bytes)
         on = {each.device for each in loaded.model.parameters()} - {torch.device("meta")}
         self._half_of_free = sum(free(device) for device in on) // 2
         self._bytes_per_token = bytes_per_token(loaded.model.config, loaded.model.dtype)
@@ -78,6 +90,8 @@ class Engine:
         force: bool = False,
         characters: int = 0,
         patience: float | None = None,
+        file: str | None = None,
+        saved: bool = False,
         *,
         progress: Callable[[int, int, int], object] | None = None,
         should_stop: ShouldStop | None = None,
@@ -92,6 +106,8 @@ class Engine:
             force: keep nothing of what is cached.
             characters: of the whole text, where ``text`` is only its beginning.
             patience: seconds; where the first chunks show that reading takes longer, it is not gone on with.
+            file: where the document is; None: nothing of it is kept on disk.
+            saved: whether the text is the file's, and not somebody's unsaved changes: only then is it written.
             progress: called with (tokens read, of how many, of at most how many).
             should_stop, between_chunks: see `cag.prefill`.
 
@@ -109,9 +125,20 @@ class Engine:
         cache = None if force else self._caches.with_text(ids)
         if cache is None:
             kept, cache = self._read(
-                document, text_read, force, max_new_tokens, max_tokens, patience, progress, should_stop, between_chunks
+                document,
+                text_read,
+                None if force else file,
+                force,
+                max_new_tokens,
+                max_tokens,
+                patience,
+                progress,
+                should_stop,
+                between_chunks,
             )
         self._caches.put(document, DocumentCache(text_read, cache))
+        if self.keeping is not None and file is not None:
+            self.keeping.keep(document, file, version, cache, ids, write=saved)
         took = round((time.monotonic() - began) * 1000)
         return Reading(version, len(ids), kept, len(ids) - kept, max_tokens, cache.bytes, took)
 
@@ -183,6 +210,20 @@ class Engine:
     def forget(self, document: str) -> None:
         """Drop what is cached of that document."""
         self._caches.forget(document)
+        if self.keeping is not None:
+            self.keeping.forget(document)
+
+    def keep(self, cache_directory: str | None, most_bytes: int | None) -> None:
+        """Keep caches on disk there from now on; None: nowhere."""
+        self.keeping = None
+        if cache_directory is not None and self.loaded.key:
+            self.keeping = Keeping(self.loaded, cache_directory, most_bytes, self._wrong)
+
+    def _wrong(self, document: str) -> None:
+        """What was restored is not what it should be, and nobody is answered from it."""
+        self._caches.forget(document)
+        if self._on_dropped:
+            self._on_dropped(document)
 
     def limit(self, memory_bytes: int | None) -> None:
         """Set how many bytes all caches may take together; None: half of what was free after loading."""
@@ -204,6 +245,7 @@ class Engine:
         self,
         document: str,
         text: KnownText,
+        file: str | None,
         force: bool,
         max_new_tokens: int,
         max_tokens: int,
@@ -218,6 +260,9 @@ class Engine:
         cache = self._cache_to_read_in(document, ids, force, capacity)
         previous = before.text.ids if before is not None and before.cache is cache else None
         kept = cache.turn_to(ids)
+        if self.keeping is not None and file is not None and kept < total:
+            cache.buffer.reserve(capacity)
+            kept += self.keeping.restore(document, file, text.version, cache, ids)
         speed = Speed(total - kept)
 
         def chunk_done(done: int, of: int) -> None:

@@ -5,6 +5,7 @@ torch and transformers are imported when a model is loaded, not before.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class LoadedModel:
         chunk: tokens that are read at a time.
         context: tokens the model can see at once.
         spec: its ``cag.json``; empty if there is none.
+        key: all that the bits of a cache depend on beside the tokens; empty: they are not kept.
     """
 
     model: Any
@@ -53,6 +55,7 @@ class LoadedModel:
     context: int
     spec: dict[str, Any] = field(default_factory=dict)
     quantization: str = "none"
+    key: str = ""
 
 
 def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = lambda percent: None) -> LoadedModel:
@@ -110,6 +113,7 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
         context=folders.context_of(plan.folder),
         spec=folders.spec_of(plan.folder.path),
         quantization=plan.quantization,
+        key=_key(plan, model),
     )
 
 
@@ -190,6 +194,25 @@ def _by_module(places: dict[str, Any]) -> dict[str, Any]:
     return {
         ".".join(name.split(".")[: 3 if name.startswith("model.layers.") else -1]): at for name, at in places.items()
     }
+
+
+def _key(plan: Plan, model: Any) -> str:
+    """What decides about the bits: weights, tokenizer, how and on what they are held, kernels, versions, threads."""
+    import torch
+    import transformers
+
+    path = plan.folder.path
+    files = sorted(
+        {each.file for each in plan.weights.values()} | {path / "config.json", *path.glob("tok*"), *path.glob("tek*")}
+    )
+    stats = [(file.name, (stat := file.resolve().stat()).st_size, stat.st_mtime_ns) for file in files]
+    device = plan.devices[0]
+    where = torch.backends.cpu.get_cpu_capability()
+    if device.type == "cuda":
+        where = f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)} {torch.version.cuda}"
+    how = [plan.folder.name, plan.where, where, str(plan.dtype), plan.quantization, plan.chunk, torch.get_num_threads()]
+    kernels = [model.config._attn_implementation, torch.__version__, transformers.__version__]
+    return json.dumps([stats, how, kernels])
 
 
 def _parameters(plan: Plan, model: Any) -> int:

@@ -39,7 +39,8 @@ class Wanted:
         characters: of the longest document it will be asked about; 0: not known yet.
         max_new_tokens: of an answer.
         memory_bytes: that caches may take; None: half of what is free after loading.
-        cache_directory: where quantised weights are kept; None: nowhere.
+        cache_directory: where caches and quantised weights are kept; None: nowhere.
+        cache_bytes: that caches may take there; None: see `SegmentStore`.
     """
 
     model: str = "auto"
@@ -51,11 +52,12 @@ class Wanted:
     max_new_tokens: int = 256
     memory_bytes: int | None = None
     cache_directory: str | None = None
+    cache_bytes: int | None = None
 
     @classmethod
     def by(cls, settings: Settings, characters: int = 0) -> Wanted:
         """What the settings want, for a document of so many characters."""
-        same = ("model", "device", "dtype", "quantization", "threads", "max_new_tokens", "memory_bytes")
+        same = ("model", "device", "dtype", "quantization", "threads", "max_new_tokens", "memory_bytes", "cache_bytes")
         values = {name: getattr(settings, name) for name in same}
         return cls(**values, characters=characters, cache_directory=settings.kept_in)
 

@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -34,7 +34,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READING_SECONDS = 0.1  # between two messages about progress
+QUIET_SECONDS = 10.0  # without a message, and what is cached is brought to the disk
+END_SECONDS = 1.0  # for that, once the front has gone
 PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class End(Message):
+    """The pipe has ended. It never travels."""
 
 
 class Worker:
@@ -58,7 +65,23 @@ class Worker:
         """Serve until the pipe ends; never returns."""
         threading.Thread(target=self._read, daemon=True, name="pipe").start()
         while True:
-            self._serve(self._waiting.popleft() if self._waiting else self._inbox.get())
+            self._serve(self._waiting.popleft() if self._waiting else self._next())
+
+    def _next(self) -> Message:
+        """The next message; while none comes, what is cached is brought to the disk, a little at a time."""
+        while True:
+            keeping = self._engine.keeping if self._engine is not None else None
+            if keeping is None or not keeping.busy:
+                return self._inbox.get()
+            with suppress(queue.Empty):
+                return self._inbox.get(timeout=QUIET_SECONDS)
+            try:
+                while keeping.busy and self._inbox.empty():
+                    keeping.work(lambda: not self._inbox.empty())
+            except Exception:
+                log.exception("Caches can't be kept on disk.")
+                assert self._engine is not None
+                self._engine.keep(None, None)
 
     # ── the thread that reads the pipe ──
 
@@ -71,13 +94,25 @@ class Worker:
                     self._inbox.put(message)
         except BaseException:
             log.exception("The pipe from the front can't be read.")
+        self._end_soon()
+
+    def _end_soon(self) -> None:
+        """The front has closed the pipe: who has nothing to do brings what is cached to the disk, for a second."""
+        _outlive_the_front()
+        self._inbox.put(End())
+        time.sleep(END_SECONDS)
         # Not sys.exit: a native call may run for seconds, and nobody wants its result.
         os._exit(0)
 
     # ── the thread that owns the tensors ──
 
     def _serve(self, message: Message) -> None:
-        if isinstance(message, Load):
+        if isinstance(message, End):
+            with suppress(Exception):
+                if self._engine is not None and self._engine.keeping is not None:
+                    self._engine.keeping.finish()
+            os._exit(0)
+        elif isinstance(message, Load):
             self._end(message, self._load)
         elif isinstance(message, Prepare):
             self._end(message, self._prepare)
@@ -87,6 +122,8 @@ class Worker:
             self._limit = message
             if self._engine:
                 self._engine.limit(message.memory_bytes)
+        elif isinstance(message, messages.Keep) and self._engine:
+            self._engine.keep(message.cache_directory, message.cache_bytes)
         elif isinstance(message, Forget) and self._engine:
             self._engine.forget(message.document)
 
@@ -127,7 +164,12 @@ class Worker:
             loaded = load_model(Wanted(**asked), progress)
             from cag_daemon.engine.engine import Engine
 
-            self._engine = Engine(loaded, lambda document: self._send(messages.Dropped(document)))
+            self._engine = Engine(
+                loaded,
+                lambda document: self._send(messages.Dropped(document)),
+                message.cache_directory,
+                message.cache_bytes,
+            )
             self._engine.limit(self._limit.memory_bytes)
         except RequestFailed as error:
             self._load_error = error
@@ -163,6 +205,8 @@ class Worker:
             message.force,
             message.characters,
             message.patience,
+            message.file,
+            message.saved,
             progress=progress,
             should_stop=lambda: message.job in self._cancelled,
             between_chunks=lambda: self._meanwhile(message),
@@ -197,7 +241,7 @@ class Worker:
                         self._cancelled.add(each.job)
             ready = isinstance(message, Ask) and engine.has(message.document)
             cancelled = getattr(message, "job", None) in self._cancelled
-            if ready or cancelled or isinstance(message, Forget | Limit):
+            if ready or cancelled or isinstance(message, Forget | Limit | messages.Keep):
                 self._serve(message)
             else:
                 self._waiting.append(message)
@@ -233,6 +277,13 @@ def _take_pipe() -> tuple[BinaryIO, BinaryIO]:
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     return os.fdopen(source, "rb"), os.fdopen(sink, "wb")
+
+
+def _outlive_the_front() -> None:
+    """For the second that is left: the front may go before."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
 
 
 def _step_back() -> None:

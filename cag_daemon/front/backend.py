@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 RESTARTS = 3
 RESTART_SECONDS = 300.0
+END_SECONDS = 3.0  # a worker that was asked to end takes one of them
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 # sys.path[0] is ours, never the workspace's: an edited project must not choose the code that runs.
 WORKER = "import sys; sys.path[0] = sys.argv.pop(1); from cag_daemon.engine.worker import main; main()"
@@ -49,6 +50,19 @@ def _signal_name(number: int) -> str:
         return f"signal {number} ({signal.Signals(number).name})"
     except ValueError:
         return f"signal {number}"
+
+
+def _kill(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+
+
+async def _collect(process: Process) -> None:
+    try:
+        await asyncio.wait_for(process.wait(), END_SECONDS)
+    except asyncio.TimeoutError:
+        _kill(process)
+        await process.wait()
 
 
 class Backend:
@@ -137,22 +151,26 @@ class Backend:
             self._set("stopped")
 
     def stop(self, reason: str = "workerRestarted") -> None:
-        """End the worker now; open jobs end with a `WorkerGone` of that reason, and nobody is told otherwise."""
-        self._end(reason)
+        """End the worker; open jobs end with a `WorkerGone` of that reason now, and nobody is told otherwise."""
+        self._end(reason, gently=True)
         self.error = None
         self._set("stopped")
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, gently: bool = False) -> None:
+        """End the worker: at once, or when it has brought its caches to the disk, for which it takes a second."""
         process, self._process = self._process, None
         for task in (self._watching, self._loading):
             if task is not None:
                 task.cancel()
         self._watching = self._loading = None
         if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            assert process.stdin is not None
+            if gently:
+                process.stdin.close()
+            else:
+                _kill(process)
             # Collect it, so that no zombie stays for as long as the front lives.
-            self._collecting = asyncio.ensure_future(process.wait())
+            self._collecting = asyncio.ensure_future(_collect(process))
         self._fail_open(WorkerGone(None, reason))
         self.model, self.percent = None, 0
 
@@ -174,6 +192,7 @@ class Backend:
                 max_new_tokens=wanted.max_new_tokens,
                 memory_bytes=wanted.memory_bytes,
                 cache_directory=wanted.kept_in,
+                cache_bytes=wanted.cache_bytes,
             )
             loaded = await self.run(load, self._loaded_so_far)
             assert isinstance(loaded, Loaded)

@@ -55,22 +55,28 @@ class Held:
 
 @dataclass
 class Reading:
-    """A reading under way; the numbers are of tokens."""
+    """A reading under way; the numbers are of tokens. ``saved``: the text is the file's."""
 
     text: Text
     sequence: int
-    task: asyncio.Task[None] | None = None
+    saved: bool
     done: int = 0
     total: int = 0
     limit: int = 0
+    kept: int | None = None
     since: float = field(default_factory=time.monotonic)
+
+    def tell(self, done: int, total: int, limit: int) -> None:
+        """So many tokens are there, of how many, of at most how many; those there from the start were kept."""
+        if self.kept is None:
+            self.kept, self.since = done, time.monotonic()
+        self.done, self.total, self.limit = done, total, limit
 
     @property
     def seconds_left(self) -> int | None:
         """What is left at the rate so far; None before the first chunk."""
-        if not self.done:
-            return None
-        return round((time.monotonic() - self.since) / self.done * (self.total - self.done))
+        read = self.done - (self.kept or 0)
+        return round((time.monotonic() - self.since) / read * (self.total - self.done)) if read else None
 
 
 class Document:

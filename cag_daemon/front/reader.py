@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import time
 from collections.abc import Callable
 
 from cag_daemon import messages
@@ -110,7 +109,7 @@ class Reader:
         elif self.running and (following := self._choose()) is not None:
             assert following.text is not None
             # From this moment on, not from when the task gets its turn: nobody shall be told "ready" in between.
-            following.reading = Reading(following.text, following.sequence)
+            following.reading = Reading(following.text, following.sequence, following.source == "disk")
             self._task = asyncio.ensure_future(self._read(following, following.reading))
             self._task.add_done_callback(functools.partial(self._done, following))
 
@@ -155,14 +154,12 @@ class Reader:
 
         def progress(message: messages.Message) -> None:
             if isinstance(message, messages.Reading):
-                reading.done, reading.total = message.done, message.total
-                reading.limit = message.max_tokens + settings.max_new_tokens
+                reading.tell(message.done, message.total, message.max_tokens + settings.max_new_tokens)
                 self._on_status()
 
         try:
             self._backend.characters = max(len(each.text.normalised) for each in self.documents if each.text)
             await self._backend.ready()
-            reading.since = time.monotonic()
             prepare = messages.Prepare(
                 job=0,
                 document=document.uri,
@@ -173,6 +170,8 @@ class Reader:
                 max_new_tokens=settings.max_new_tokens,
                 force=force,
                 patience=None if document.waiters or document.held else UNASKED_SECONDS,
+                file=str(document.path),
+                saved=reading.saved,
             )
             prepared = await self._backend.run(prepare, progress)
             if isinstance(prepared, messages.Postponed):

@@ -256,8 +256,6 @@ class CagServer(QuietServer):
                 self._problems_shown.add(str(problem))
                 self.show(str(problem), types.MessageType.Warning)
         self._problems = []
-        if settings.cache_max_gigabytes:
-            self._log("cag.cacheMaxGigabytes does nothing yet: no KV cache is written to disk.")
         await self.session.configure(settings)
 
     async def change_folders(self, event: types.WorkspaceFoldersChangeEvent) -> None:

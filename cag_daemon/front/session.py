@@ -103,6 +103,8 @@ class Session:
             document.due = document.due or (bool(changed) and not self.unloaded and self.reader.is_due(document))
         if "memory_max_gigabytes" in changed:
             self.backend.limit_memory(settings.memory_bytes)
+        if changed & {"cache_directory", "cache_max_gigabytes"}:
+            self.backend.send(messages.Keep(settings.kept_in, settings.cache_bytes))
         if "document" in changed and self.started:
             await self._arrange()
         self._watch_idleness()
