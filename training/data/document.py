@@ -1,0 +1,215 @@
+"""A made-up document and questions about it: always the same for a seed, every answer a sentence of it, verbatim."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from training.data.facts import KINDS, Fact, Subject, families, state, subject
+from training.data.layout import Block, page
+from training.data.maker import Maker
+from training.data.questions import REFUSAL, Question, by_words, put, roughen, stems, unanswerable
+from training.data.sentences import action, decorate, docstrings
+
+REFUSED = 0.15  # of the questions have no answer; fewer in the end, as not every try finds one
+SELECTED = 0.05  # come with a selection
+LONGEST = 330  # characters of an answer
+FIELDED = ("service", "thing", "event", "organisation")  # kinds that may be described in lines of "Key: value"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document and questions, as the daemon writes them behind it."""
+
+    text: str
+    questions: tuple[Question, ...]
+
+
+def example(seed: int, sentences: int, questions: int, held_out: bool = False, refused: float = REFUSED) -> Example:
+    """The document of a seed: of about so many sentences, and at most so many questions about it, at least one.
+
+    Args:
+        held_out: use the words that are kept for measuring.
+        refused: about how many of the questions are tried to be such that have no answer.
+    """
+    for attempt in range(20):
+        maker = Maker(seed + attempt * 1_000_003, held_out)
+        blocks = _blocks(maker, sentences)
+        text = page(maker, blocks)
+        asked = _ask(maker, blocks, questions, refused)
+        if any(not each.refused for each in asked):
+            return Example(text, tuple(asked))
+    raise RuntimeError(f"No document of {sentences} sentences with a question could be made from seed {seed}.")
+
+
+# ── what is said ────────────────────────────────────────────────────────────────────────────
+
+
+def _blocks(maker: Maker, sentences: int) -> list[Block]:
+    kinds = [maker.one(KINDS) for _ in range(maker.number(1, 4))] + ["notes"]
+    plain, real = 0.05 + 0.3 * maker.random.random(), 0.3 * maker.random.random() if maker.chance(0.4) else 0.0
+    twins = maker.chance(0.3)
+    blocks: list[Block] = []
+    count = 0
+    while count < sentences:
+        room = min(sentences - count, maker.number(1, 6))
+        kind = maker.random.random()
+        if kind < real:
+            block = Block(None, _from_docstrings(maker, room))
+        elif kind < real + plain:
+            block = Block(None, [_decorated(maker, action(maker)) for _ in range(room)])
+        elif twins and maker.chance(0.15):
+            block = _twins(maker, maker.one([each for each in kinds if each != "notes"] or ["thing"]), room)
+        else:
+            block = _about(maker, maker.one(kinds), room)
+        if block.facts:
+            blocks.append(block)
+            count += len(block.facts)
+    if maker.chance(0.3):
+        maker.random.shuffle(blocks)
+    return blocks
+
+
+def _from_docstrings(maker: Maker, many: int) -> list[Fact]:
+    every = docstrings()
+    at = maker.number(0, max(0, len(every) - many))
+    return [Fact(text) for text in every[at : at + many]]
+
+
+def _decorated(maker: Maker, fact: Fact) -> Fact:
+    fact.text = decorate(maker, fact.text)
+    return fact
+
+
+def _about(maker: Maker, kind: str, many: int) -> Block:
+    """Several facts about one subject, or notes about anything."""
+    of = None if kind == "notes" else subject(maker, kind)
+    if of is not None and kind in FIELDED and maker.chance(0.08):
+        return _fielded(maker, of, many)
+    chosen = maker.random.sample(families(kind), min(many, len(families(kind))))
+    facts: list[Fact] = []
+    pronouns = maker.chance(0.75)
+    for family in chosen:
+        fact = state(maker, family, of, pronoun=bool(facts) and pronouns and of is not None)
+        if fact is None:
+            continue
+        fact = _decorated(maker, fact) if kind not in ("recipe", "code") or maker.chance(0.3) else fact
+        if facts and of is not None and maker.chance(0.12) and _joined(facts[-1], fact):
+            continue
+        facts.append(fact)
+    return Block(of, facts)
+
+
+def _joined(before: Fact, fact: Fact) -> bool:
+    """Make one sentence of two, if they allow it."""
+    match = re.match(r"(He|She|It) ([a-z]\w* .*)", fact.text)
+    if not match or not before.text.endswith(".") or len(before.text) + len(fact.text) > 200:
+        return False
+    if match[1] == "It" and not before.text.startswith(("The ", "It ")):
+        return False
+    before.text = f"{before.text[:-1]}, and {match[1].lower()} {match[2]}"
+    before.questions += fact.questions
+    before.about = before.about or fact.about
+    return True
+
+
+def _fielded(maker: Maker, of: Subject, many: int) -> Block:
+    """Lines of "Key: value" under the subject's name."""
+    facts = []
+    for family in maker.random.sample(families("fields"), many):
+        fact = state(maker, family, of)
+        if fact is not None:
+            fact.about = of.name
+            facts.append(fact)
+    return Block(of, facts, listed=True)
+
+
+def _twins(maker: Maker, kind: str, many: int) -> Block:
+    """The same said of several subjects, whose names may be almost equal."""
+    family = maker.one(families(kind))
+    facts: dict[str, Fact] = {}
+    first = subject(maker, kind)
+    number = maker.number(1, 90)
+    close = maker.chance(0.35) and kind in ("thing", "service", "code", "event")
+    for at in range(max(2, many)):
+        of = subject(maker, kind)
+        if close:
+            name = f"{first.name} {number + at}"
+            of = Subject(kind, name, (name,))
+        fact = state(maker, family, of)
+        if fact is not None:
+            facts.setdefault(fact.text, fact)
+    return Block(None, list(facts.values()))
+
+
+# ── what is asked ───────────────────────────────────────────────────────────────────────────
+
+
+def _ask(maker: Maker, blocks: list[Block], many: int, refused: float) -> list[Question]:
+    facts = [fact for block in blocks for fact in block.facts]
+    owned = [stems(fact.text) | stems(fact.about) for fact in facts]
+    copies = Counter(fact.text for fact in facts)
+    answers = Counter(asked.lower() for fact in facts for asked in {each.lower() for each in fact.questions})
+    subjects = [block.subject for block in blocks if block.subject is not None]
+    used: set[object] = {fact.family for fact in facts if fact.family}
+    named = {each.name for each in subjects}
+    found: list[Question] = []
+    seen: set[str] = set()
+    for _ in range(many * 5):
+        if len(found) == many:
+            break
+        if maker.chance(refused):
+            asked = unanswerable(maker, [fact.text for fact in facts], subjects, used)
+            if asked and asked not in seen:
+                seen.add(asked)
+                found.append(Question(put(roughen(maker, asked), _selection(maker, facts)), REFUSAL, True))
+            continue
+        at = maker.number(0, len(facts) - 1) if maker.chance(0.9) else 0
+        fact = facts[at]
+        if copies[fact.text] > 1 or len(fact.text) > LONGEST or fact.text in named:
+            continue
+        others = [each for other, each in enumerate(owned) if other != at]
+        if fact.questions and maker.chance(0.82):
+            asked = maker.one(fact.questions)
+            if answers[asked.lower()] > 1 or not _clear(asked, owned[at], others):
+                continue
+        else:
+            asked = by_words(maker, fact.text, others)
+        if not asked or asked in seen:
+            continue
+        seen.add(asked)
+        found.append(Question(_put(maker, asked, fact, facts), fact.text))
+    return found
+
+
+def _clear(asked: str, mine: frozenset[str], others: list[frozenset[str]]) -> bool:
+    """Whether a question points to its sentence: by some word, and no other sentence has many more of its words."""
+    wanted = stems(asked)
+    shared = len(wanted & mine)
+    most = max((len(wanted & other) for other in others), default=0)
+    return shared > 0 and most <= shared + 1 and (most <= shared or len(wanted) > shared)
+
+
+def _put(maker: Maker, asked: str, fact: Fact, facts: list[Fact]) -> str:
+    if not maker.chance(SELECTED):
+        return put(roughen(maker, asked))
+    kind = maker.random.random()
+    if kind < 0.45:
+        return put(roughen(maker, asked), fact.text)
+    if kind < 0.7 and (pointing := _pointing(maker, asked, fact)):
+        return put(pointing, fact.text)
+    return put(roughen(maker, asked), maker.one(facts).text)
+
+
+def _pointing(maker: Maker, asked: str, fact: Fact) -> str | None:
+    """The question with "it" or "this" in place of what is selected."""
+    for word in ("the ", "The "):
+        match = re.search(rf"\b{word}[a-z]+( [a-z]+)?(?=[?])", asked)
+        if match and match[0].split(" ", 1)[1] in fact.text:
+            return asked.replace(match[0], maker.one(("it", "this", "that")))
+    return maker.one(("What does this say?", "What is this?", "Explain this.")) if maker.chance(0.2) else None
+
+
+def _selection(maker: Maker, facts: list[Fact]) -> str | None:
+    return maker.one(facts).text if maker.chance(SELECTED) else None
