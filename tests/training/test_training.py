@@ -1,0 +1,182 @@
+"""Training in small: what a step does, that it goes on where it was, and that what is exported is what was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from cag_daemon.engine.model import load_model
+from cag_daemon.engine.prompt import PromptTemplate
+from training import export
+from training.batch import IGNORED, Encoder, Size, collate, exact, loss_of, make_batch, packed
+from training.curriculum import Curriculum
+from training.data.document import Example, example
+from training.initialise import initialise
+from training.model import Shape, TrainingModel
+from training.optimise import Optimiser, Rates
+from training.tokenizer import make_tokenizer, renewed
+from training.train import Plan, Run
+
+SMALL = Curriculum(tokens=400, first=4, last=5, long=0)
+TEXT = """\
+# The mill
+
+Dr. Ames bought the mill in 1887. It stands at 4 Church St. in Odense, e.g. beside the weir.
+
+- Two eggs, 200 g of flour
+1. Open `config.yaml` first.
+2. 300 turns
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small matrices are quicker on one, the more so where other tests run beside this one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return renewed(export.load(export.SHIPPED)[1])
+
+
+@pytest.fixture
+def model(tokenizer: Tokenizer) -> TrainingModel:
+    model = TrainingModel(Shape(vocabulary=tokenizer.get_vocab_size()))
+    initialise(model, tokenizer)
+    return model
+
+
+def test_steps_lower_the_loss_on_a_fixed_batch(model: TrainingModel, tokenizer: Tokenizer) -> None:
+    batch = make_batch(Encoder(tokenizer), 1, Size(2, 4, 4))
+    optimiser = Optimiser(model, Rates(warm=1))
+    losses = []
+    for _ in range(4):
+        loss = loss_of(model(*batch.inputs), batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step(1.0)
+        model.zero_grad()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_wired_start_looks_up_and_copies_before_any_step(model: TrainingModel, tokenizer: Tokenizer) -> None:
+    batch = make_batch(Encoder(tokenizer), 2, Size(6, 6, 4))
+    with torch.no_grad():
+        wired = loss_of(model(*batch.inputs), batch)
+        for weight in model.layers.parameters():
+            if weight.ndim == 2:
+                weight.normal_(std=weight.shape[1] ** -0.5, generator=torch.Generator().manual_seed(0))
+        assert wired < 0.8 * loss_of(model(*batch.inputs), batch)
+
+
+def test_questions_in_a_batch_do_not_see_each_other(model: TrainingModel, tokenizer: Tokenizer) -> None:
+    encoder = Encoder(tokenizer)
+    examples = [example(seed, 6, 5) for seed in (1, 2)]
+    together = collate(encoder, examples)
+    alone = [collate(encoder, [Example(each.text, (asked,))]) for each in examples for asked in each.questions]
+    with torch.no_grad():
+        one = torch.cat([model(*batch.inputs)[batch.targets != IGNORED] for batch in alone])
+        torch.testing.assert_close(model(*together.inputs)[together.targets != IGNORED], one, atol=2e-3, rtol=1e-3)
+
+
+def test_packing_leaves_no_piece_out_and_lays_none_over_another() -> None:
+    lengths = [30, 70, 10, 60, 100, 5]
+    taken = {
+        (row, start + at)
+        for (row, start), many in zip(packed(lengths, 100), lengths, strict=True)
+        for at in range(many)
+    }
+    assert len(taken) == sum(lengths)
+    assert max(at for _, at in taken) < 100
+
+
+def test_an_exported_model_is_the_same_in_the_engine(
+    model: TrainingModel, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    export.export(model, tokenizer, tmp_path)
+    again, _ = export.load(tmp_path)  # the weights as they were rounded
+    loaded = load_model(str(tmp_path))
+    encoder = Encoder(tokenizer)
+    prefix, suffix = encoder.document(TEXT), encoder.question("Question: Who bought the mill?")
+    assert prefix == PromptTemplate(loaded.tokenizer, "").document_ids(TEXT)
+    assert suffix == PromptTemplate(loaded.tokenizer, "").question_ids("Who bought the mill?")
+    with torch.no_grad():
+        theirs = loaded.model(torch.tensor([prefix + suffix])).logits[0, len(prefix) :]
+        places = torch.arange(len(suffix))[None, None]
+        ours = again(torch.tensor([prefix]), torch.tensor([len(prefix)]), torch.tensor([[suffix]]), places)
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+    assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
+
+
+def test_what_else_stands_in_the_card_of_a_folder_stays(
+    model: TrainingModel, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "cag.json").write_text('{"goodFor": 3500}', "utf-8")
+    export.export(model, tokenizer, tmp_path)
+    assert json.loads((tmp_path / "cag.json").read_text("utf-8")) == {"goodFor": 3500, **export.CARD}
+
+
+def test_a_run_goes_on_where_it_was(tokenizer: Tokenizer, model: TrainingModel, tmp_path: Path) -> None:
+    plan = Plan(tmp_path, minutes=1e-4, curriculum=SMALL)
+    before = model.embed_tokens.weight.clone()
+    first = Run(plan, model, tokenizer)
+    first.held_out = dict  # type: ignore[method-assign] # it takes long
+    trained = first.go()
+    assert not torch.equal(trained.embed_tokens.weight, before)
+    second = Run(replace(plan, minutes=2e-4), TrainingModel(model.shape), tokenizer)
+    second.held_out = dict  # type: ignore[method-assign]
+    assert second.resume()
+    assert second.step == first.step > 0
+    for name, value in second.model.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name])
+    log = (tmp_path / "log.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["what"] for line in log] == ["plan", "held out", "held out"]
+
+
+def test_rates_rise_and_fall() -> None:
+    rates = Rates(warm=10, decay=0.5, least=0.02)
+    assert rates.factor(0, 0.0) == pytest.approx(0.1)
+    assert rates.factor(100, 0.4) == 1.0
+    assert rates.factor(100, 0.75) == pytest.approx(0.5)
+    assert rates.factor(100, 1.0) == 0.02
+
+
+@pytest.mark.parametrize("text", [TEXT, "two\nwords", "naïve 漢字 — “quoted”\n\n> said", "A.\nB. c"])
+def test_the_tokenizer_gives_back_what_it_was_given_but_for_white_space(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids).split() == text.split()
+
+
+def test_sentences_start_where_they_do(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode(TEXT, add_special_tokens=False).tokens
+    starts = "".join(tokens).split("\ue001")[1:]
+    assert [tokenizer.decode(tokenizer.encode(each).ids).strip()[:9].strip() for each in starts] == [
+        *("#", "The mill", "Dr. Ames", "It stands", "-", "Two eggs,", "1.", "Open `con", "2.", "300 turns"),
+    ]
+
+
+def test_a_tokenizer_is_learned_from_texts() -> None:
+    made = make_tokenizer((example(seed, 12, 6).text for seed in range(30)), 700)
+    assert made.get_vocab_size() == 700
+    assert made.encode("<s>[INST] Two words", add_special_tokens=False).ids[:2] == [1, 4]
+    text = "A Mill by the Sea.\n\nIt is 1887 years old."
+    assert made.decode(made.encode(text, add_special_tokens=False).ids).split() == text.split()
+
+
+def test_which_answers_are_exact(tokenizer: Tokenizer) -> None:
+    batch = make_batch(Encoder(tokenizer), 3, Size(1, 4, 4))
+    logits = torch.nn.functional.one_hot(batch.targets.clamp(min=0), tokenizer.get_vocab_size()).float()
+    assert exact(logits, batch).all()
+    logits[0] = 0
+    assert exact(logits, batch).tolist() == [False, *[True] * (batch.count - 1)]

@@ -1,0 +1,181 @@
+"""Documents and questions as the tensors of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training.data.document import REFUSED, Example, example
+
+PAD, END = "<pad>", "</s>"
+IGNORED = -100
+ROW = 160  # tokens of questions in a row, about
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a step has: documents of so many sentences, so many questions about each, what part has no answer."""
+
+    documents: int
+    sentences: int
+    questions: int
+    refused: float = REFUSED
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model is given, and what it should say.
+
+    Attributes:
+        documents, lengths, asked, places: see `TrainingModel.forward`.
+        wanted: [n] places in the flattened ``asked`` where a token of an answer comes next.
+        targets: [n] those tokens; `IGNORED` where padded.
+        answers: [n] which answer each belongs to; ``count`` for padding.
+        count: how many answers there are.
+        refused: [count] whether the answer is that the document does not say.
+    """
+
+    documents: Tensor
+    lengths: Tensor
+    asked: Tensor
+    places: Tensor
+    wanted: Tensor
+    targets: Tensor
+    answers: Tensor
+    count: int
+    refused: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        return replace(self, **moved)
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What the model is called with."""
+        return self.documents, self.lengths, self.asked, self.places, self.wanted
+
+    @property
+    def tokens(self) -> int:
+        """All of them, padding too."""
+        return self.documents.numel() + self.asked.numel()
+
+
+class Encoder:
+    """Texts to ids as the daemon's own template makes them: prefix, suffix, answer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.pad, self.end = id_of(tokenizer, PAD), id_of(tokenizer, END)
+
+    def document(self, text: str) -> list[int]:
+        """The prefix."""
+        return self._ids(f"<s>[INST] {text}\n\n")
+
+    def question(self, text: str) -> list[int]:
+        """The suffix; ``text`` has "Question: " in it, and a selection before that if there is one."""
+        return self._ids(f"{text} [/INST]")
+
+    def answer(self, text: str) -> list[int]:
+        """The answer and the end; the mark that a sentence starts is left out, as ``[/INST]`` stands for it."""
+        return [*self._ids(f" {text}")[1:], self.end]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token that there must be.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"The tokenizer has no token {token}.")
+    return found
+
+
+def make_batch(encoder: Encoder, seed: int, size: Size, *, held_out: bool = False) -> Batch:
+    """The batch of a seed: always the same."""
+    examples = [
+        example(seed * 1000 + at, size.sentences, size.questions, held_out, size.refused)
+        for at in range(size.documents)
+    ]
+    return collate(encoder, examples)
+
+
+def collate(encoder: Encoder, examples: Sequence[Example]) -> Batch:
+    """Pad and stack. Lengths are rounded up, so that few shapes of memory are asked for."""
+    documents = [encoder.document(each.text) for each in examples]
+    pairs = [[(encoder.question(q.text), encoder.answer(q.answer)) for q in each.questions] for each in examples]
+    known = [[question + answer[:-1] for question, answer in each] for each in pairs]
+    longest = _up(max(map(len, documents)), 32)
+    # Rows that are filled well by the questions of the document that has most to ask.
+    total = max(sum(map(len, each)) for each in known)
+    length = _up(max(total // -(-total // ROW) + 8, *(len(ids) for each in known for ids in each)), 8)
+    rows = [packed([len(ids) for ids in each], length) for each in known]
+    most = max(row for each in rows for row, _ in each) + 1
+    asked = torch.full((len(pairs), most, length), encoder.pad)
+    places = torch.zeros_like(asked)
+    wanted: list[int] = []
+    targets: list[int] = []
+    answers: list[int] = []
+    count = 0
+    for at, each in enumerate(pairs):
+        for (question, answer), ids, (row, start) in zip(each, known[at], rows[at], strict=True):
+            asked[at, row, start : start + len(ids)] = torch.tensor(ids)
+            places[at, row, start : start + len(ids)] = torch.arange(len(ids))
+            base = (at * most + row) * length + start
+            wanted += range(base + len(question) - 1, base + len(ids))
+            targets += answer
+            answers += [count] * len(answer)
+            count += 1
+    missing = -len(wanted) % 64
+    return Batch(
+        documents=torch.tensor([[*ids, *[encoder.pad] * (longest - len(ids))] for ids in documents]),
+        lengths=torch.tensor([len(ids) for ids in documents]),
+        asked=asked,
+        places=places,
+        wanted=torch.tensor(wanted + [0] * missing),
+        targets=torch.tensor(targets + [IGNORED] * missing),
+        answers=torch.tensor(answers + [count] * missing),
+        count=count,
+        refused=torch.tensor([question.refused for each in examples for question in each.questions]),
+    )
+
+
+def packed(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
+    """Which row of so much room each piece goes to, and where in it: the longest first, each where it fits first."""
+    filled: list[int] = []
+    found = {}
+    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        row = next((row for row, used in enumerate(filled) if used + lengths[at] <= room), len(filled))
+        if row == len(filled):
+            filled.append(0)
+        found[at] = (row, filled[row])
+        filled[row] += lengths[at]
+    return [found[at] for at in range(len(lengths))]
+
+
+def loss_of(logits: Tensor, batch: Batch) -> Tensor:
+    """The mean over tokens of answers, as a number [1]."""
+    return F.cross_entropy(logits.float(), batch.targets, ignore_index=IGNORED)
+
+
+@torch.no_grad()
+def exact(logits: Tensor, batch: Batch) -> Tensor:
+    """Which answers are right to the last token, [count], given what comes before each token."""
+    wrong = (logits.argmax(-1) != batch.targets) & (batch.targets != IGNORED)
+    return torch.zeros(batch.count + 1, device=wrong.device).index_add_(0, batch.answers, wrong.float())[:-1] == 0
+
+
+def _up(number: int, to: int) -> int:
+    return -(-number // to) * to

@@ -1,0 +1,96 @@
+"""The tokenizer: made for matching. A word gives the same tokens wherever it stands, a sentence's start is a token.
+
+Byte-pair encoding of 3,072 pieces with byte fallback. A normalizer writes capital letters as a mark and the small
+letter, and puts a mark where a sentence, a line, or an item of a list begins; common endings, digits and punctuation
+are pieces of their own. The decoder takes it all back. The ids of prefix and suffix together are those of the whole.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Iterable, Iterator
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from training.data.document import example
+from training.data.sentences import docstrings
+
+CAPITAL = "\ue000"  # the next letter is a capital
+START = "\ue001"  # a sentence starts here
+SPECIALS = ["<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]"]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+VOCABULARY = 3072
+ENDINGS = r"(?:ing|ed|es|s|er|ly|e)"
+ABBREVIATED = "|".join(rf"{each}\." for each in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "e\\.g", "i\\.e", "No", "vs"))
+MARKS = "|".join(rf"{START} {mark}" for mark in ("[-*+•>]", "#", "##", "###", "####", r"\d\.", r"\d\d\.", r"\d\)"))
+
+
+def normalizer() -> normalizers.Normalizer:
+    """What is done to a text before it is cut into pieces."""
+    steps = [
+        (r"\r\n?", "\n"),
+        (r"[ \t]+", " "),
+        (r" ?\n ?", "\n"),
+        # A line break within a paragraph is a space, unless an item of a list or a heading follows.
+        (r"(?<=[^\n.!?:])\n(?=[a-z(])", " "),
+        (r"(?<=[^\n]{40})(?<![.!?:\n])\n(?=[^\s\-*#>|\d])", " "),
+        (r"\s+\z", ""),
+        # Where sentences start …
+        (r"\A\s*(?=\S)", f"{START} "),
+        (rf"(?<=[.!?]|[.!?][\"')\]])(?<!{ABBREVIATED})[ ](?=[\"'(\[]?[A-Z])", f"{START} "),
+        (r"\s*\n\s*(?=\S)", f"{START} "),
+        # … and behind the mark of an item or a heading.
+        (rf"(?<={MARKS})[ ](?=\S)", f"{START} "),
+    ]
+    for capital in string.ascii_uppercase:
+        steps.append((f" {capital}(?=[a-z])", f"{CAPITAL} {capital.lower()}"))
+        steps.append((f"{capital}(?=[a-z])", f"{CAPITAL}{capital.lower()}"))
+    return normalizers.Sequence([normalizers.Replace(Regex(pattern), content) for pattern, content in steps])
+
+
+def decoder() -> decoders.Decoder:
+    """What makes a text of pieces."""
+    steps: list[decoders.Decoder] = [decoders.ByteFallback(), decoders.Fuse()]
+    for capital in string.ascii_uppercase:
+        steps.append(decoders.Replace(f"{CAPITAL} {capital.lower()}", f" {capital}"))
+        steps.append(decoders.Replace(f"{CAPITAL}{capital.lower()}", capital))
+    return decoders.Sequence([*steps, decoders.Replace(START, "")])
+
+
+def make_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Tokenizer:
+    """Learn the pieces from texts."""
+    words = rf"{CAPITAL}|{START}| ?\d| ?\p{{L}}{{3,}}?(?={ENDINGS}(?!\p{{L}}))| ?\p{{L}}+|\s+| ?[^\s\p{{L}}\d]"
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(words), "isolated")
+    tokenizer.decoder = decoder()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=SPECIALS + BYTES,
+        initial_alphabet=[*map(chr, range(32, 127)), "\n", CAPITAL, START],
+        limit_alphabet=110,
+        min_frequency=2,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    # Bytes have to be pieces, but not special ones: a document may well have "<0x0A>" in it.
+    made = json.loads(tokenizer.to_str())
+    made["added_tokens"] = [each for each in made["added_tokens"] if not each["content"].startswith("<0x")]
+    return Tokenizer.from_str(json.dumps(made))
+
+
+def renewed(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer of an earlier run with the normalizer of today; its pieces, and so the model's ids, stay."""
+    tokenizer.normalizer = normalizer()
+    return tokenizer
+
+
+def corpus(seed: int = 10_000_000, documents: int = 2500) -> Iterator[str]:
+    """What the pieces are learned from: documents of the generator, their questions, and docstrings."""
+    for at in range(documents):
+        made = example(seed + at, 12, 6)
+        yield made.text
+        yield from (question.text for question in made.questions)
+    for _ in range(3):
+        yield from docstrings()
