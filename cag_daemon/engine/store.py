@@ -184,16 +184,15 @@ class StoredText:
 
 
 def _read(file: Path, ids: Sequence[int]) -> Segment | None:
+    """A segment of exactly these ids; None: there is none, or not any more because something was wrong with it."""
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
             metadata = opened.metadata() or {}
-            if json.loads(metadata["ids"]) != list(ids) or int(metadata["format"]) != FORMAT:
-                return None
             keys, values = opened.get_tensor("keys"), opened.get_tensor("values")
+        if json.loads(metadata["ids"]) != list(ids) or int(metadata["format"]) != FORMAT:
+            raise ValueError("it is of another text, or version")
         if keys.shape != values.shape or keys.shape[2] != len(ids) or int(metadata["crc"]) != _sum(keys, values):
-            log.warning("%s is damaged; what it held is read anew.", file)
-            file.unlink(missing_ok=True)
-            return None
+            raise ValueError("it is damaged")
     except FileNotFoundError:
         return None
     except Exception as error:  # safetensors' own, and what JSON and numbers may be

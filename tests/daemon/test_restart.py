@@ -1,0 +1,74 @@
+"""Once read is read: after a restart the document is copied from the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.client import Client
+from tests.daemon.conftest import Daemons
+from tests.documents import LIGHTHOUSE
+
+QUESTION, EXPECTED = "Where is the logbook kept?", "oak chest"
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def first_cost(client: Client) -> dict[str, int]:
+    client.wait_status("ready")
+    tokens: dict[str, int] = client.messages("cag/documentChanged")[0]["params"]["tokens"]
+    return tokens
+
+
+def test_the_next_daemon_reads_nothing_and_answers_the_same(daemon: Daemons, tmp_path: Path) -> None:
+    workspace, caches = daemon.workspace(), tmp_path / "caches"
+    options = {"cacheDirectory": str(caches)}
+    first = daemon(folders=[workspace], options=options)
+    cost = first_cost(first)
+    assert (cost["kept"], cost["computed"] > 100) == (0, True)
+    answer = first.ask(QUESTION).result()
+    first.stop()  # at the end it is brought to the disk
+    assert segments(caches)
+
+    second = daemon(folders=[workspace], options=options)
+    assert first_cost(second) == {"total": cost["total"], "kept": cost["total"], "computed": 0}
+    again = second.ask(QUESTION).result()
+    assert again["answer"] == answer["answer"]
+    assert again["citations"] == answer["citations"]
+    # Unloading brings it there, too, and the model comes back without reading.
+    (workspace / "document.txt").write_text(LIGHTHOUSE.text + "The keeper's cat is called Soot.\n", encoding="utf-8")
+    assert "Soot" in second.answer("What is the keeper's cat called?")
+    before = segments(caches)
+    second.request("cag/unload").result()
+    second.wait_status("unloaded")
+    assert EXPECTED in second.answer(QUESTION)
+    assert len(segments(caches)) > len(before)
+    assert second.messages("cag/documentChanged")[-1]["params"]["tokens"]["computed"] == 0
+
+
+def test_it_is_written_when_things_are_quiet(daemon: Daemons, tmp_path: Path) -> None:
+    client = daemon(options={"cacheDirectory": str(tmp_path / "caches")})
+    client.wait_status("ready")
+    assert segments(tmp_path / "caches") == []
+    client.wait_until(lambda: len(list((tmp_path / "caches").rglob("*.json"))) == 1, 60, "the manifest")
+
+
+def test_zero_gigabytes_are_none(daemon: Daemons, tmp_path: Path) -> None:
+    client = daemon(options={"cacheDirectory": str(tmp_path / "caches"), "cacheMaxGigabytes": 0})
+    client.wait_status("ready")
+    client.stop()
+    assert not (tmp_path / "caches").exists()
+
+
+def test_an_edit_costs_what_comes_behind_it(daemon: Daemons) -> None:
+    client = daemon()
+    total = first_cost(client)["total"]
+    client.document.write_text(LIGHTHOUSE.text + "The cat is called Soot.\n", encoding="utf-8")
+    tokens = client.request("cag/refresh", {}).result()["tokens"]
+    assert tokens["total"] > total
+    assert tokens["computed"] <= 2 * 128
+    client.document.write_text(LIGHTHOUSE.text, encoding="utf-8")
+    assert client.request("cag/refresh", {}).result()["tokens"] == {"total": total, "kept": total, "computed": 0}
+    forced = client.request("cag/refresh", {"force": True}).result()["tokens"]
+    assert forced == {"total": total, "kept": 0, "computed": total}
