@@ -295,6 +295,11 @@ def test_both_lengths_together_ask_every_question_that_can_stand_beside_other_do
     assert sorted(question.text for question in asked) == sorted(question.text for question in all_of_them)
 
 
+def test_what_was_not_asked_is_not_run() -> None:
+    rows = {row.name: row.value for row in evaluate._rows(Tally(), evaluate.EMBEDDED, [])}
+    assert {name for name, value in rows.items() if value is not None} == {"size"}
+
+
 @pytest.fixture
 def a_report(monkeypatch) -> Report:
     rows = [Row("prose", "ordinary prose", 0.98, 0.5, 0.6, 2), Row("synthetic10", "synthetic", 0.98, None)]
