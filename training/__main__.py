@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def main() -> None:
     )
     run = Run(plan, model, tokenizer)
     run.resume()
-    trained = run.go()
+    try:
+        trained = run.go()
+    except KeyboardInterrupt:
+        sys.exit(f"Stopped; the same command goes on from the checkpoint in {options.run}.")
     export(trained, tokenizer, options.out)
     if options.ship:
         ship(options.out)

@@ -7,13 +7,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 from training.data.facts import KINDS, Fact, Subject, families, state, subject
-from training.data.layout import Block, page
+from training.data.layout import APOLOGIES, CHAIR, FROM, PRESENT, TO, Block, page
 from training.data.maker import Maker
 from training.data.questions import REFUSAL, Question, by_words, put, roughen, stems, unanswerable
 from training.data.sentences import action, decorate, docstrings
 
 REFUSED = 0.15  # of the questions have no answer; fewer in the end, as not every try finds one
 SELECTED = 0.05  # come with a selection
+OF_ITS_FORM = frozenset(PRESENT + APOLOGIES + CHAIR + TO + FROM)  # clear whatever else is said
 LONGEST = 330  # characters of an answer
 FIELDED = ("service", "thing", "event", "organisation")  # kinds that may be described in lines of "Key: value"
 
@@ -185,6 +186,8 @@ def _ask(maker: Maker, blocks: list[Block], many: int, refused: float) -> list[Q
 
 def _clear(asked: str, mine: frozenset[str], others: list[frozenset[str]]) -> bool:
     """Whether a question points to its sentence: by some word, and no other sentence has many more of its words."""
+    if asked in OF_ITS_FORM:
+        return True
     wanted = stems(asked)
     shared = len(wanted & mine)
     most = max((len(wanted & other) for other in others), default=0)

@@ -3,7 +3,7 @@
 The folder ``facts`` has a file for each kind of subject. In it two lines are a family: ways to say much the same, and
 questions about it. A slot ``{place}`` is filled alike in both; a question may only be asked of a sentence that has all
 its slots, and one of those behind its ``@``, where the answer is. ``{E}`` is the subject; ``{E's}``, ``{E0}`` and
-``{E1}`` stand for his, he and him.
+``{E1}`` stand for his, he and him. ``│`` stands for the bar of a table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.data import lists
 from training.data.maker import SLOT, Maker
 
 FOLDER = Path(__file__).with_name("facts")
-KINDS = ("person", "service", "organisation", "place", "thing", "recipe", "code", "event", "notes")
+KINDS = ("person", "service", "organisation", "place", "thing", "recipe", "code", "api", "event", "notes")
 SUBJECT = frozenset({"E", "E's", "E0", "E1", "E1's"})
 PRONOUNS = {True: ("he", "him", "his"), False: ("she", "her", "her")}
 
@@ -82,7 +82,9 @@ def families(kind: str) -> tuple[Family, ...]:
         for each in questions.split(" | "):
             template, _, needs = each.partition(" @")
             asked.append(Asking(template.strip(), frozenset(SLOT.findall(template)), _split(needs)))
-        found.append(Family(kind, tuple(map(str.strip, statements.split(" | "))), tuple(asked)))
+        found.append(
+            Family(kind, tuple(each.strip().replace("│", "|") for each in statements.split(" | ")), tuple(asked))
+        )
     return tuple(found)
 
 
@@ -102,6 +104,11 @@ def subject(maker: Maker, kind: str) -> Subject:
         return Subject(kind, name, (name,))
     if kind == "code":
         name = maker.identifier() if maker.chance(0.7) else maker.invented(1, 2)
+        return Subject(kind, name, (name,))
+    if kind == "api":
+        name = (
+            f"{maker.one(('GET', 'POST', 'PUT', 'DELETE'))} /{maker.code_word()}s{maker.one(('', '', '/{id}', '/:id'))}"
+        )
         return Subject(kind, name, (name,))
     slots = {"service": "service", "place": "place", "thing": "thing", "recipe": "food", "event": "event"}
     name = maker.slot(slots[kind])

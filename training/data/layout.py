@@ -10,7 +10,7 @@ from training.data import lists
 from training.data.facts import Fact, Subject, sentence
 from training.data.maker import Maker, plural
 
-STYLES = ("prose",) * 8 + ("notes",) * 4 + ("manual",) * 4 + ("answers", "minutes", "letter")
+STYLES = ("prose",) * 8 + ("notes",) * 4 + ("manual",) * 4 + ("answers",) * 3 + ("minutes", "letter") * 2
 HEADINGS = lists.phrases("headings")
 LEADS = lists.phrases("leads")
 HELLOS = lists.phrases("hellos")
@@ -18,6 +18,13 @@ OPENINGS = lists.phrases("openings")
 CLOSINGS = lists.phrases("closings")
 BYES = lists.phrases("byes")
 ASIDES = lists.phrases("asides")
+
+# What is asked about the lines that only minutes and letters have.
+PRESENT = ("Who was present?", "Who attended the meeting?", "Who took part in the meeting?", "Who was there?")
+APOLOGIES = ("Who sent apologies?", "Who was absent?", "Who could not come to the meeting?", "Who was missing?")
+CHAIR = ("Who was in the chair?", "Who chaired the meeting?", "Who led the meeting?", "Who is the chair?")
+TO = ("Who is the letter to?", "Whom is the letter addressed to?", "To whom was the letter written?")
+FROM = ("Who signed the letter?", "Who wrote the letter?", "Who is the letter from?", "Who sent the letter?")
 
 
 @dataclass
@@ -155,29 +162,34 @@ def _answers(maker: Maker, blocks: list[Block]) -> str:
 
 
 def _minutes(maker: Maker, blocks: list[Block]) -> str:
-    names = ", ".join(maker.name() for _ in range(maker.number(2, 5)))
-    parts = [
-        maker.one(("# Minutes", "Minutes of the {team} meeting", "# Meeting of {date}", "# Minutes of {date}")),
-        maker.one(("Present: ", "In attendance: ", "Attendees: ")) + names,
-    ]
-    parts[0] = maker.fill(parts[0], {})
+    people = [maker.name() for _ in range(maker.number(3, 6))]
+    lines = [Fact(f"{maker.one(('Present', 'In attendance', 'Attendees'))}: {', '.join(people[2:])}", list(PRESENT))]
+    if maker.chance(0.5):
+        lines.append(Fact(f"Apologies: {people[0]}", list(APOLOGIES)))
+    if maker.chance(0.4):
+        lines.append(Fact(f"{maker.one(('Chair', 'In the chair'))}: {people[1]}", list(CHAIR)))
+    first = maker.one(("# Minutes", "Minutes of the {team} meeting", "# Meeting of {date}", "# Minutes of {date}"))
+    parts = [maker.fill(first, {}), maker.one(("\n", "\n\n")).join(line.text for line in lines)]
     for number, block in enumerate(blocks, 1):
         title = maker.one(HEADINGS) if maker.chance(0.5) else sentence(maker.thing())
         parts.append(maker.one((f"{number}. {title}", f"## {title}", f"**{title}**", f"Item {number}: {title}")))
         parts.append(_list(maker, block.facts) if maker.chance(0.4) else _paragraph(maker, block.facts))
+    blocks.append(Block(None, lines))  # they are asked about, too
     return "\n\n".join(parts)
 
 
 def _letter(maker: Maker, blocks: list[Block]) -> str:
-    first = f"{maker.one(OPENINGS)} " if maker.chance(0.7) else ""
-    parts = [maker.fill(maker.one(HELLOS), {})]
-    parts += [_paragraph(maker, block.facts) for block in blocks]
-    parts[1] = first + parts[1]
+    to, by = maker.first(), maker.name() if maker.chance(0.5) else maker.first()
+    greeting = maker.fill(maker.one(HELLOS), {"first": to if maker.chance(0.6) else maker.name()})
+    parts = [greeting, *(_paragraph(maker, block.facts) for block in blocks)]
+    if maker.chance(0.7):
+        parts[1] = f"{maker.one(OPENINGS)} {parts[1]}"
     if maker.chance(0.6):
         parts.append(maker.one(CLOSINGS))
     if maker.chance(0.3):
         parts.insert(0, f"{maker.place()}, {maker.slot('date')}")
-    parts.append(f"{maker.one(BYES)}\n{maker.name() if maker.chance(0.5) else maker.first()}")
+    parts.append(f"{maker.one(BYES)}\n{by}")
     if maker.chance(0.1):
         parts.append(f"P.S. {maker.one(ASIDES)}")
+    blocks.append(Block(None, [Fact(greeting, list(TO)), Fact(by, list(FROM))]))
     return "\n\n".join(parts)

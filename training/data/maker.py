@@ -286,6 +286,25 @@ class Maker:
             (f"{tool} {self.code_word()}", f"{tool} {self._flag()}", f"{tool} install {self.invented(1, 2)}")
         )
 
+    def _field(self) -> str:
+        return self.one((f"{self.code_word()}_{self.code_word()}", self.code_word(), f"max_{self.code_word()}"))
+
+    _state = _field
+
+    def _header(self) -> str:
+        return (
+            f"{self.one(('X-', '', ''))}{self.code_word().capitalize()}-{self.one(('Key', 'Id', 'Token', 'Version'))}"
+        )
+
+    def _host(self) -> str:
+        return f"{self.one(('api', 'sandbox', self.code_word()))}.{self.invented(1, 2)}.example"
+
+    def _code(self) -> str:
+        return str(self.number(200, 599))
+
+    def _quoted(self) -> str:
+        return f"{self.code_word()} is {self.one(lists.ADJECTIVES)}"
+
     def _channel(self) -> str:
         return f"#{self.code_word()}" + (f"-{self.code_word()}" if self.chance(0.5) else "")
 
