@@ -92,6 +92,7 @@ class Backend:
         self._process: Process | None = None
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._collecting: asyncio.Future[None] | None = None
         self._jobs = itertools.count(1)
         self._open: dict[int, tuple[asyncio.Future[Message], Callable[[Message], None]]] = {}
         self._deaths: deque[float] = deque(maxlen=RESTARTS + 1)
@@ -155,6 +156,11 @@ class Backend:
         self._end(reason, gently=True)
         self.error = None
         self._set("stopped")
+
+    async def ended(self, seconds: float) -> None:
+        """Wait for the worker that was stopped to be gone, so long at most."""
+        if self._collecting is not None:
+            await asyncio.wait({self._collecting}, timeout=seconds)
 
     def _end(self, reason: str, gently: bool = False) -> None:
         """End the worker: at once, or when it has brought its caches to the disk, for which it takes a second."""

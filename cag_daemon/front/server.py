@@ -41,6 +41,7 @@ from cag_daemon.front.status import status_of
 logger = logging.getLogger(__name__)
 
 PARENT_SECONDS = 0.5
+GOODBYE_SECONDS = 1.2  # the worker gets to bring its caches to the disk
 
 
 class CagProtocol(Protocol):
@@ -371,6 +372,7 @@ def run(stdin: BinaryIO, stdout: BinaryIO, flags: Mapping[str, Any]) -> int:
             return await serve(server, stdin, stdout, server.ended)
         finally:
             server.session.close()
+            await server.session.backend.ended(GOODBYE_SECONDS)
 
     # Not asyncio.run, which would wait for that thread.
     return asyncio.new_event_loop().run_until_complete(main())
