@@ -240,7 +240,7 @@ def evaluate(
         device: as the daemon's setting.
         processes: that ask at the same time, each with one thread.
         threads: of the CPU for the questions whose time is taken, when all others have been asked.
-        only: names of the rows to ask for; the others are not run.
+        only: names of the rows wanted.
         terminal: for the progress bar; None: none.
 
     Raises:
@@ -269,7 +269,7 @@ def evaluate(
     took = _timed(engine, next(each for each in planned if each.row == "1800")) if "time" in only else []
     order = {asking.name: number for number, asking in enumerate(askings)}
     failures = sorted(tally.failures, key=lambda each: (list(ROWS).index(each.row), order[each.document]))
-    return Report(_rows(tally, folder, took), failures)
+    return Report([row for row in _rows(tally, folder, took) if row.name in only], failures)
 
 
 @functools.cache
@@ -383,7 +383,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         failures: list[dict[str, Any]] = [asdict(failure) for failure in report.failures] if options.failures else []
         json.dump({"set": part, "rows": rows, "failures": failures}, sys.stdout, indent=2, ensure_ascii=False)
         return
-    console = Console(highlight=False)
+    # In a pipe, too, a row is a line.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(_table(report, f"{options.folder.name}, {'kept aside' if options.kept_aside else 'development set'}"))
     if options.failures:
         _show_failures(report, console)

@@ -306,7 +306,6 @@ def a_report(monkeypatch) -> Report:
     failure = Failure("prose", "ferry", "Who [it]?", None, "Per-Arne", "Somebody\nelse.")
     report = Report(rows, [failure])
     monkeypatch.setattr(evaluate, "evaluate", lambda *_: report)
-    monkeypatch.setenv("COLUMNS", "160")
     return report
 
 
