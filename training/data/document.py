@@ -7,14 +7,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 from training.data.facts import KINDS, Fact, Subject, families, state, subject
-from training.data.layout import APOLOGIES, CHAIR, FROM, PRESENT, TO, Block, page
+from training.data.layout import APOLOGIES, CHAIR, FROM, PRESENT, SUBJECT, TO, Block, page
 from training.data.maker import Maker
 from training.data.questions import REFUSAL, Question, by_words, put, roughen, stems, unanswerable
 from training.data.sentences import action, decorate, docstrings
 
 REFUSED = 0.15  # of the questions have no answer; fewer in the end, as not every try finds one
 SELECTED = 0.05  # come with a selection
-OF_ITS_FORM = frozenset(PRESENT + APOLOGIES + CHAIR + TO + FROM)  # clear whatever else is said
+OF_ITS_FORM = frozenset(PRESENT + APOLOGIES + CHAIR + TO + FROM + SUBJECT)  # clear whatever else is said
 LONGEST = 330  # characters of an answer
 FIELDED = ("service", "thing", "event", "organisation")  # kinds that may be described in lines of "Key: value"
 

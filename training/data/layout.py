@@ -24,6 +24,7 @@ PRESENT = ("Who was present?", "Who attended the meeting?", "Who took part in th
 APOLOGIES = ("Who sent apologies?", "Who was absent?", "Who could not come to the meeting?", "Who was missing?")
 CHAIR = ("Who was in the chair?", "Who chaired the meeting?", "Who led the meeting?", "Who is the chair?")
 TO = ("Who is the letter to?", "Whom is the letter addressed to?", "To whom was the letter written?")
+SUBJECT = ("What is the subject of the mail?", "What is the subject of the letter?", "What is the subject?")
 FROM = ("Who signed the letter?", "Who wrote the letter?", "Who is the letter from?", "Who sent the letter?")
 
 
@@ -191,5 +192,12 @@ def _letter(maker: Maker, blocks: list[Block]) -> str:
     parts.append(f"{maker.one(BYES)}\n{by}")
     if maker.chance(0.1):
         parts.append(f"P.S. {maker.one(ASIDES)}")
-    blocks.append(Block(None, [Fact(greeting, list(TO)), Fact(by, list(FROM))]))
+    said = [Fact(greeting, list(TO)), Fact(by, list(FROM))]
+    if maker.chance(0.3):  # a mail; its head says the same again, so only the head is asked about
+        about = maker.one(
+            (sentence(maker.slot("event")), sentence(maker.slot("topic")), sentence(maker.slot("things")))
+        )
+        said = [Fact(f"From: {by}", list(FROM)), Fact(f"To: {to}", list(TO)), Fact(f"Subject: {about}", list(SUBJECT))]
+        parts.insert(0, "\n".join(line.text for line in said))
+    blocks.append(Block(None, said))
     return "\n\n".join(parts)
