@@ -16,6 +16,17 @@ VOWELS = lists.split("a e i o u a e i o ai ea ee ou ia io oa y ei")
 ENDS = ["", "", "", *lists.split("n r s l m t k x nd rt sk ck ng v z ss lm")]
 SUFFIXES = ["", *lists.split(".log .yaml .toml .json .conf .py .txt .db .sh .md .csv")]
 HANDLING = lists.split("clean repair sell paint move check measure replace open close wash copy hide fetch")
+ACCENTED = {
+    "a": "áàâäåã",
+    "e": "éèêë",
+    "i": "íïî",
+    "o": "óöôøőõ",
+    "u": "úüûű",
+    "c": "çčć",
+    "n": "ñń",
+    "s": "šś",
+    "z": "žż",
+}
 NO_S = ("s", "x", "z", "ch", "sh")
 
 
@@ -55,6 +66,14 @@ class Maker:
                 break
         return word
 
+    def proper(self, low: int = 2, high: int = 3) -> str:
+        """An invented name. Some have letters of other alphabets' making: those are read and copied byte by byte."""
+        word = self.invented(low, high).capitalize()
+        if self.chance(0.1):
+            at = self.number(0, len(word) - 1)
+            word = word[:at] + self.one(ACCENTED.get(word[at], (word[at],))) + word[at + 1 :]
+        return word
+
     def noun(self, kind: str = "artifact", own: Sequence[str] = lists.THINGS, often: float = 0.6) -> str:
         """A noun of ours, or a rarer one of WordNet's."""
         known = words.nouns(kind)
@@ -81,22 +100,20 @@ class Maker:
     def first(self, he: bool | None = None) -> str:
         """A first name."""
         if self.chance(0.25):
-            return self.invented(1, 3).capitalize()
+            return self.proper(1, 3)
         he = self.chance(0.5) if he is None else he
         return self.one(lists.FIRST_HE if he else lists.FIRST_SHE)
 
     def last(self) -> str:
         """A family name."""
-        word = self.invented() if self.chance(0.7) else self.noun("artifact")
-        return word.capitalize() + (f"-{self.invented(1, 2).capitalize()}" if self.chance(0.03) else "")
+        word = self.proper() if self.chance(0.7) else self.noun("artifact").capitalize()
+        return word + (f"-{self.invented(1, 2).capitalize()}" if self.chance(0.03) else "")
 
     def place(self) -> str:
         """A town or the like."""
         if self.chance(0.5):
             return self.one(lists.PLACES)
-        return (self.one(("Lake ", "Fort ", "Port ", "New ", "Saint ")) if self.chance(0.15) else "") + (
-            self.invented().capitalize()
-        )
+        return (self.one(("Lake ", "Fort ", "Port ", "New ", "Saint ")) if self.chance(0.15) else "") + (self.proper())
 
     def name(self) -> str:
         """A person's whole name."""
