@@ -135,9 +135,20 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def slow_flags(slow_model: Path) -> list[str]:
     """What starts a daemon with the slow model, as slow as on a small machine.
 
-    float32: some processors take minutes for what is bfloat16.
+    float32: some processors take minutes for what is bfloat16. Nothing is kept: what was read once would be there.
     """
-    return ["--model", str(slow_model), "--dtype", "float32", "--device", "cpu", "--threads", "1"]
+    return [
+        "--cache-max-gigabytes",
+        "0",
+        "--model",
+        str(slow_model),
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -148,8 +159,9 @@ def slow_daemon(session_daemon: Daemons, slow_flags: list[str]) -> Client:
 
 @pytest.fixture
 def slow(slow_daemon: Client) -> Client:
-    """The same, with a short document that is read, and nothing to do."""
+    """The same, with a short document that is read, nothing to do, and nothing known of any other text."""
     slow_daemon.document.write_text(SHORT, encoding="utf-8")
+    slow_daemon.request("cag/refresh", {"force": True}).result()
     slow_daemon.ask("What?", maxNewTokens=1).result()
     slow_daemon.wait_status("ready")
     return slow_daemon
