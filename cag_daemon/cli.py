@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -157,6 +158,13 @@ def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
 
     from cag_daemon.errors import CagError, InvalidParams
 
+    interrupted: list[int] = []
+
+    def interrupt(number: int, _: object) -> NoReturn:
+        interrupted.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
         return group.main(arguments, prog_name="cag-daemon", standalone_mode=False) or DONE
     except click.exceptions.Abort:
@@ -167,7 +175,13 @@ def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED
-    except CagError as error:
+    except Exception as error:
+        # What libraries make of an interrupt in the midst of them is many things.
+        if interrupted:
+            print(file=sys.stderr)
+            return INTERRUPTED
+        if not isinstance(error, CagError):
+            raise
         print(f"cag-daemon: {error.message}", file=sys.stderr)
         return WRONG_USAGE if isinstance(error, InvalidParams) else FAILED
 

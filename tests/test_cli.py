@@ -135,11 +135,11 @@ def test_ask_with_json_prints_the_result_of_cag_ask_alone(tmp_path: Path) -> Non
 class Terminal:
     """A process whose stderr is a terminal; without arguments its stdin, too."""
 
-    def __init__(self, *arguments: str, cwd: Path) -> None:
+    def __init__(self, *arguments: str, cwd: Path, home: Path) -> None:
         pty = pytest.importorskip("pty", reason="no terminals to pretend to be on this system")
         self._seen, (self._master, slave) = bytearray(), pty.openpty()
         stdin = DEVNULL if arguments else slave
-        environment = Client.environment(cwd / ".home", {"TERM": "xterm-256color", "COLUMNS": "120"})
+        environment = Client.environment(home, {"TERM": "xterm-256color", "COLUMNS": "120"})
         self.process = Popen(
             [sys.executable, "-m", "cag_daemon", *arguments],
             **{"cwd": cwd, "env": environment, "stdin": stdin, "stdout": PIPE, "stderr": slave},
@@ -179,12 +179,12 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal() -> Iterator[Any]:
+def terminal(tmp_path: Path) -> Iterator[Any]:
     """The factory of a test's own terminals."""
     started: list[Terminal] = []
 
     def start(*arguments: str, cwd: Path) -> Terminal:
-        started.append(Terminal(*arguments, cwd=cwd))
+        started.append(Terminal(*arguments, cwd=cwd, home=tmp_path / "home"))
         return started[-1]
 
     yield start

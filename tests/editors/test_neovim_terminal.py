@@ -140,7 +140,7 @@ def test_a_session(terminal: Terminal) -> None:
     terminal.type(":Cag ask Who donated the lathe?", "Enter")
     screen = terminal.wait(r"╭ Cag · 2 of 2 (?s:.*)· version")
     assert "named Selma Okoye." in screen
-    assert re.search(r"2 of 2 ─+╮.*\n.*│ *Who donated the lathe\?", screen), "the question is scrolled out of the window"
+    assert re.search(r"2 of 2 ─+╮.*\n.*│ *Who donated the lathe\?", screen), "the question is scrolled out"
     terminal.type("[[")
     terminal.wait(r"Cag · 1 of 2 (?s:.*)document\.txt has changed since – r asks again")
     terminal.picture("neovim-changed")

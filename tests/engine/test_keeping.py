@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -355,7 +356,8 @@ def test_the_least_recently_used_go_when_it_is_too_much(start: Start, folder: Pa
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     engine = start(most=int(2.5 * size))
     for number in range(1, 4):
-        os.utime(next(folder.glob(f"{CACHES}/0.txt-*/*/*.json")))
+        later = time.time() + 10 * number  # a clock that stands still between two files decides nothing
+        os.utime(next(folder.glob(f"{CACHES}/0.txt-*/*/*.json")), (later, later))
         read(engine, str(tmp_path / f"{number}.txt"), name=str(number))
         written(engine)
     left = {each.name.split(".")[0] for each in (folder / CACHES).iterdir() if each.is_dir()}
