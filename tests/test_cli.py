@@ -114,6 +114,7 @@ def test_the_daemon_neither_uses_the_network_nor_imports_the_workspace(trap: Tra
     trap.check()
 
 
+@pytest.mark.exhaustive
 def test_ask_with_json_prints_the_result_of_cag_ask_alone(tmp_path: Path) -> None:
     done = cag_daemon("ask", "--json", QUESTION, "--document", str(EXAMPLE), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -71,6 +71,7 @@ def test_a_cancelled_question_in_the_queue_is_replied_to_before_its_turn(slow: C
     assert not [each for each in slow.messages("cag/partial") if each["params"]["id"] == "behind"]
 
 
+@pytest.mark.exhaustive
 def test_who_waits_for_the_same_reading_is_not_cancelled_with_another(slow: Client) -> None:
     slow.document.write_text(MEDIUM, encoding="utf-8")
     first, second = slow.ask("What?", maxNewTokens=2), slow.ask("Who?", maxNewTokens=2)
@@ -110,6 +111,7 @@ def test_a_cancel_right_behind_its_request_is_heard(slow: Client) -> None:
     assert at_rest(slow.worker())
 
 
+@pytest.mark.exhaustive
 def test_cancelled_work_leaves_no_trace_in_later_answers(slow: Client) -> None:
     def essence() -> tuple:
         result = slow.ask("Where does the cat sleep?", maxNewTokens=12).result()

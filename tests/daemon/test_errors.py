@@ -125,6 +125,7 @@ def test_a_relative_document_without_a_folder_is_not_found(daemon: Daemons) -> N
     assert client.request("cag/refresh").error()["data"]["reason"] == "documentNotFound"
 
 
+@pytest.mark.exhaustive
 def test_an_absolute_document_needs_no_folder(daemon: Daemons, tmp_path: Path) -> None:
     path = tmp_path / "far away.md"
     path.write_text(LIGHTHOUSE.text, encoding="utf-8")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.client import REQUEST_FAILED, Client, folder, version_of
 from tests.daemon.conftest import Daemons
 from tests.documents import BOOKSHOP, GREENHOUSE, LIGHTHOUSE
@@ -102,6 +104,7 @@ def test_a_daemon_without_a_document_loads_nothing_and_answers_when_one_appears(
     assert EXPECTED in client.answer(QUESTION)
 
 
+@pytest.mark.exhaustive
 def test_a_buffer_may_be_the_first_there_is_of_a_document(daemon: Daemons) -> None:
     client = daemon(None)
     client.wait_status("noDocument")

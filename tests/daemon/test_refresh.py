@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from tests.client import Client, version_of
 from tests.daemon.conftest import LONG, MEDIUM, SHORT, at_rest
 
@@ -114,6 +116,7 @@ def test_a_text_that_takes_long_is_not_read_unasked_before_it_is_saved(slow: Cli
         slow.configure({"cag": {"refresh": "ask"}})
 
 
+@pytest.mark.exhaustive
 def test_the_status_is_told_at_any_moment_of_a_reading_and_not_too_often(slow: Client) -> None:
     since = slow.mark()
     refresh = begin_reading(slow, MEDIUM)

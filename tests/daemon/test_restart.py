@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.client import Client
 from tests.daemon.conftest import Daemons
 from tests.documents import LIGHTHOUSE
@@ -47,6 +49,7 @@ def test_the_next_daemon_reads_nothing_and_answers_the_same(daemon: Daemons, tmp
     assert second.messages("cag/documentChanged")[-1]["params"]["tokens"]["computed"] == 0
 
 
+@pytest.mark.exhaustive
 def test_it_is_written_when_things_are_quiet(daemon: Daemons, tmp_path: Path) -> None:
     client = daemon(options={"cacheDirectory": str(tmp_path / "caches")})
     client.wait_status("ready")
@@ -54,6 +57,7 @@ def test_it_is_written_when_things_are_quiet(daemon: Daemons, tmp_path: Path) ->
     client.wait_until(lambda: len(list((tmp_path / "caches").rglob("*.json"))) == 1, 60, "the manifest")
 
 
+@pytest.mark.exhaustive
 def test_zero_gigabytes_are_none(daemon: Daemons, tmp_path: Path) -> None:
     client = daemon(options={"cacheDirectory": str(tmp_path / "caches"), "cacheMaxGigabytes": 0})
     client.wait_status("ready")

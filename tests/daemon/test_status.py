@@ -174,6 +174,7 @@ def test_a_client_without_progress_gets_none_and_a_killed_worker_comes_back(daem
     assert client.worker_pids() == []
 
 
+@pytest.mark.exhaustive
 def test_a_worker_killed_while_answering_costs_that_answer_only(slow: Client) -> None:
     pending = slow.ask("What?", id="killed", maxNewTokens=4096)
     slow.wait_notification("cag/partial", lambda params: params["id"] == "killed")

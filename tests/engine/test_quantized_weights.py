@@ -195,6 +195,7 @@ def test_a_quantised_model_answers_and_is_stopped(wanted: Wanted) -> None:
     assert asked == 3 * (1 + 7)
 
 
+@pytest.mark.exhaustive
 def test_quantising_takes_the_result_and_one_layer(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", torch.bfloat16, **WIDE)
     size, peak, _ = peak_of_loading(folder, "int8")

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEEDS = range(40)
 
 
+@pytest.mark.exhaustive
 def test_a_seed_makes_the_same_document_in_another_process() -> None:
     code = "from training.data.document import example; print(repr([example(seed, 12, 6) for seed in range(5)]))"
     runs = {

@@ -23,6 +23,8 @@ from training.optimise import Optimiser, Rates
 from training.tokenizer import make_tokenizer, renewed
 from training.train import Plan, Run
 
+pytestmark = pytest.mark.exhaustive  # only those who change the training need them each time
+
 SMALL = Curriculum(tokens=400, first=4, last=5, long=0)
 TEXT = """\
 # The mill
