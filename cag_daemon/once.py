@@ -88,8 +88,9 @@ def ask_once(question: str, as_json: bool, settings: Settings) -> int:
         _show_places(result["citations"], path, document, terminal)
         if result["finishReason"] == "length":
             terminal.print(f"Cut at {answer.generated} tokens; more with --max-new-tokens.", style="dim")
-    if engine.keeping is not None:
-        engine.keeping.finish()
+    if engine.keeping is not None and engine.keeping.busy:
+        with terminal.status("Keeping what was read …"):
+            engine.keeping.finish()
     return 0
 
 

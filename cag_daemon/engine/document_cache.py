@@ -202,6 +202,13 @@ class DocumentCaches:
         self._documents.pop(document, None)
         self.begun.pop(document, None)
 
+    def forget_all(self) -> list[str]:
+        """Drop everything; the documents that were there."""
+        names = list(self._documents)
+        self._documents.clear()
+        self.begun.clear()
+        return names
+
     def all(self) -> list[TextCache]:
         """Every cache once, however many documents share it."""
         caches = [*(each.cache for each in self._documents.values()), *self.begun.values()]

@@ -219,11 +219,11 @@ class Engine:
         if cache_directory is not None and self.loaded.key:
             self.keeping = Keeping(self.loaded, cache_directory, most_bytes, self._wrong)
 
-    def _wrong(self, document: str) -> None:
-        """What was restored is not what it should be, and nobody is answered from it."""
-        self._caches.forget(document)
-        if self._on_dropped:
-            self._on_dropped(document)
+    def _wrong(self) -> None:
+        """What was restored is not what it should be: nothing that may have begun with it answers any more."""
+        for document in self._caches.forget_all():
+            if self._on_dropped:
+                self._on_dropped(document)
 
     def limit(self, memory_bytes: int | None) -> None:
         """Set how many bytes all caches may take together; None: half of what was free after loading."""
@@ -259,11 +259,7 @@ class Engine:
         capacity = total + QUESTION_ROOM + max_new_tokens
         cache = self._cache_to_read_in(document, ids, force, capacity)
         previous = before.text.ids if before is not None and before.cache is cache else None
-        kept = cache.turn_to(ids)
-        if self.keeping is not None and file is not None and kept < total:
-            cache.buffer.reserve(capacity)
-            kept += self.keeping.restore(document, file, text.version, cache, ids)
-        speed = Speed(total - kept)
+        kept, speed = 0, Speed(total)
 
         def chunk_done(done: int, of: int) -> None:
             cache.read(ids[len(cache.ids) : kept + done])
@@ -273,13 +269,17 @@ class Engine:
             if progress:
                 progress(kept + done, total, max_tokens)
 
-        if progress:
-            progress(kept, total, max_tokens)
         try:
             with out_of_memory(
                 f"Memory ran out while reading the document of {total} tokens: shorten it, or close other programs."
             ):
+                kept = cache.turn_to(ids)
                 cache.buffer.reserve(capacity)
+                if self.keeping is not None and file is not None and kept < total:
+                    kept += self.keeping.restore(document, file, text.version, cache, ids)
+                speed = Speed(total - kept)
+                if progress:
+                    progress(kept, total, max_tokens)
                 if kept < total:
                     prefill(
                         self.loaded.model,

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from cag_daemon.engine.cag import ShouldStop, prefill
-from cag_daemon.engine.document_cache import TextCache
+from cag_daemon.engine.document_cache import TextCache, common_length
+from cag_daemon.engine.kv_cache import bytes_per_token
 from cag_daemon.engine.model import LoadedModel
 from cag_daemon.engine.store import Segment, SegmentStore, StoredText
 from cag_daemon.errors import Stopped
@@ -23,14 +24,20 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Task:
-    """What is still to be done for a document's text."""
+    """What is still to be done for a document's text.
+
+    Attributes:
+        doubtful: from which token to which it was copied from the disk, and nothing of that computed here; None: none.
+        to_write: where the segments begin that are not on disk.
+        write: whether it is to be there.
+    """
 
     cache: TextCache
     ids: list[int]
     version: str
     text: StoredText
-    to_verify: int | None  # where the segment begins that is computed once more
-    to_write: list[int]  # where those begin that are not on disk
+    doubtful: tuple[int, int] | None
+    to_write: list[int]
     write: bool
 
 
@@ -41,11 +48,12 @@ class Keeping:
         loaded: the model.
         cache_directory: see `places`.
         most_bytes: see `SegmentStore`.
-        on_wrong: called with the document whose restored cache was not what it should be.
+        on_wrong: called when a cache from the disk turned out not to be what it should be: nothing that is in memory,
+            and may have begun with it, is to be answered from.
     """
 
     def __init__(
-        self, loaded: LoadedModel, cache_directory: str, most_bytes: int | None, on_wrong: Callable[[str], object]
+        self, loaded: LoadedModel, cache_directory: str, most_bytes: int | None, on_wrong: Callable[[], object]
     ) -> None:
         self._loaded, self._cache_directory, self._on_wrong = loaded, cache_directory, on_wrong
         folder = Path(cache_directory).expanduser() / CACHES
@@ -67,14 +75,12 @@ class Keeping:
             for number, layer in enumerate(cache.buffer.layers):
                 layer.update(keys[number][None], values[number][None])
             cache.read(ids[len(cache.ids) : len(cache.ids) + keys.shape[2]])
-        copied = len(cache.ids) - before
-        if not copied:
+        if len(cache.ids) == before:
             return 0
-        where = before + random.randrange(-(-copied // self._loaded.chunk)) * self._loaded.chunk
-        task = Task(cache, ids, version, text, where, [], write=False)
+        task = Task(cache, ids, version, text, (before, len(cache.ids)), [], write=False)
         if text.verified(version) or self._verified(document, task, None):
             self._tasks[document] = task
-            return copied
+            return len(cache.ids) - before
         cache.turn_to(ids[:before], keep=False)
         return 0
 
@@ -84,10 +90,15 @@ class Keeping:
         Args:
             write: False: it is not what the file says, and is not written down.
         """
-        text = self._text(file, ids)
+        text, doubtful = self._text(file, ids), None
         known = self._tasks.get(document)
-        to_verify = known.to_verify if known is not None and known.ids == ids else None
-        self._tasks[document] = Task(cache, ids, version, text, to_verify, text.missing() if write else [], write)
+        if known is not None and known.doubtful is not None and known.cache is cache:
+            # What an edit has left of it is as doubtful as before.
+            start, end = known.doubtful
+            common = common_length(known.ids, ids)
+            end = min(end, common if common == len(ids) == len(known.ids) else common - common % self._loaded.chunk)
+            doubtful = (start, end) if end > start else None
+        self._tasks[document] = Task(cache, ids, version, text, doubtful, text.missing() if write else [], write)
 
     def forget(self, document: str) -> None:
         """Nothing more is to be done for that document."""
@@ -103,9 +114,10 @@ class Keeping:
         document, task = next(iter(self._tasks.items()))
         if task.cache.ids != task.ids or not task.cache.buffer.layers:
             del self._tasks[document]  # overtaken: the newer text has a task of its own
-        elif task.to_verify is not None:
+        elif task.doubtful is not None:
             if not self._verified(document, task, should_stop):
-                del self._tasks[document]
+                self._tasks.clear()
+                self._on_wrong()
         elif task.to_write:
             start = task.to_write.pop(0)
             if not task.text.save(start, self._segment(task, start)):
@@ -118,7 +130,7 @@ class Keeping:
     def finish(self, until: Callable[[], bool] = lambda: False) -> None:
         """Write what is to be written, without verifying, until it is done or time is up."""
         for task in self._tasks.values():
-            task.to_verify = None
+            task.doubtful = None
         while self._tasks and not until():
             self.work()
 
@@ -134,30 +146,33 @@ class Keeping:
 
     def _fits(self, segment: Segment) -> bool:
         """Whether it is of this model's shape; the key says so, and so it is not believed."""
-        config = self._loaded.model.config.get_text_config(decoder=True)
-        keys = segment[0]
-        return (keys.shape[0], keys.shape[1]) == (config.num_hidden_layers, config.num_key_value_heads) and (
-            keys.dtype == self._loaded.model.dtype
-        )
+        config, dtype = self._loaded.model.config.get_text_config(decoder=True), self._loaded.model.dtype
+        keys, values = segment
+        size = keys.shape[2] * bytes_per_token(config, dtype)
+        shape = (config.num_hidden_layers, config.num_key_value_heads)
+        return tuple(keys.shape[:2]) == shape and keys.dtype == dtype and keys.nbytes + values.nbytes == size
 
     def _verified(self, document: str, task: Task, should_stop: ShouldStop | None) -> bool:
-        """Compute one segment once more, in its place, and compare it bit by bit; False: it is not the same."""
-        start, task.to_verify = task.to_verify or 0, None
-        end = min(len(task.cache.ids), start + self._loaded.chunk)
-        layers, length = task.cache.buffer.layers, len(task.cache.ids)
+        """Compute a segment once more, in its place, and compare it bit by bit; False: what is on disk is dropped."""
+        assert task.doubtful is not None
+        (first, last), chunk = task.doubtful, self._loaded.chunk
+        start = first + random.randrange(-(-(last - first) // chunk)) * chunk
+        end, length = min(last, start + chunk), len(task.cache.ids)
+        layers = task.cache.buffer.layers
         before = [(layer.keys[:, :, start:end].clone(), layer.values[:, :, start:end].clone()) for layer in layers]
         for layer in layers:
             layer.length = start
         same = True
         try:
             ids = torch.tensor([task.ids[start:end]])
-            prefill(self._loaded.model, ids, task.cache.buffer, chunk_size=self._loaded.chunk, should_stop=should_stop)
+            prefill(self._loaded.model, ids, task.cache.buffer, chunk_size=chunk, should_stop=should_stop)
             same = all(
                 torch.equal(layer.keys[:, :, start:end], keys) and torch.equal(layer.values[:, :, start:end], values)
                 for layer, (keys, values) in zip(layers, before, strict=True)
             )
+            task.doubtful = None
         except Stopped:
-            task.to_verify = start  # another time
+            pass  # another time
         finally:
             for layer, (keys, values) in zip(layers, before, strict=True):
                 layer.length = start
@@ -168,7 +183,6 @@ class Keeping:
                 "The cache of %s on disk is not what this model makes of the text here; it is read anew.", document
             )
             task.text.drop()
-            self._on_wrong(document)
         return same
 
 

@@ -197,7 +197,12 @@ def _by_module(places: dict[str, Any]) -> dict[str, Any]:
 
 
 def _key(plan: Plan, model: Any) -> str:
-    """What decides about the bits: weights, tokenizer, how and on what they are held, kernels, versions, threads."""
+    """What decides about the bits: weights, tokenizer, how and on what they are held, kernels, versions, threads.
+
+    Over several devices it is empty: where which layer lies is decided anew each time.
+    """
+    if len(plan.devices) > 1:
+        return ""
     import torch
     import transformers
 

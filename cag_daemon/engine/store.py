@@ -31,7 +31,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cag_daemon.errors import one_line
-from cag_daemon.places import make_cache_folder
+from cag_daemon.places import UNDER_WAY_SECONDS, make_cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -180,6 +180,9 @@ class StoredText:
             file.unlink(missing_ok=True)
         for file in self._folder.glob("*.safetensors"):
             if file.stem not in needed:
+                file.unlink(missing_ok=True)
+        for file in self._folder.glob(".*"):  # of a writing that was broken off, unless it is going on
+            if time.time() - file.stat().st_mtime > UNDER_WAY_SECONDS:
                 file.unlink(missing_ok=True)
 
 

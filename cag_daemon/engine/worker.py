@@ -108,9 +108,10 @@ class Worker:
 
     def _serve(self, message: Message) -> None:
         if isinstance(message, End):
+            late = time.monotonic() + 0.8 * END_SECONDS
             with suppress(Exception):
                 if self._engine is not None and self._engine.keeping is not None:
-                    self._engine.keeping.finish()
+                    self._engine.keeping.finish(until=lambda: time.monotonic() > late)
             os._exit(0)
         elif isinstance(message, Load):
             self._end(message, self._load)

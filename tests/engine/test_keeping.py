@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from cag_daemon.engine import keeping as module
 from cag_daemon.engine import store
 from cag_daemon.engine.engine import Engine
+from cag_daemon.errors import OutOfMemory
 from cag_daemon.places import CACHES, document_folder
 from tests.engine.test_engine import BAKERY, CHUNK, fresh, identical, kv
 from tests.models import embedded_tokenizer, loaded_random
@@ -383,3 +384,74 @@ def test_the_folder_is_the_documents_own(start: Start, folder: Path, document: s
 def _forgotten() -> Iterator[None]:
     yield
     assert LOADED.key == "a model"
+
+
+def test_a_wrong_cache_answers_nobody_under_any_name(start: Start, folder: Path, document: str) -> None:
+    engine = start()
+    read(engine, document)
+    written(engine)
+    forge(folder)
+    dropped: list[str] = []
+    second = Engine(LOADED, dropped.append, str(folder), None)
+    read(second, document)
+    assert read(second, document + ".copy", name="e").computed == 0  # the same text: they share it
+    written(second)
+    assert sorted(dropped) == ["d", "e"]
+    assert not second.has("d")
+    assert not second.has("e")
+
+
+def test_an_edit_does_not_save_a_wrong_cache_from_being_found_out(start: Start, folder: Path, document: str) -> None:
+    engine = start()
+    read(engine, document)
+    written(engine)
+    forge(folder)
+    dropped: list[str] = []
+    second = Engine(LOADED, dropped.append, str(folder), None)
+    read(second, document)
+    read(second, document, TEXT + "More.", saved=False)  # before there was time to look
+    written(second)
+    assert dropped == ["d"]
+
+
+def test_what_an_interrupted_writing_left_behind_goes(start: Start, folder: Path, document: str) -> None:
+    engine = start()
+    read(engine, document)
+    written(engine)
+    own = next(folder.glob(f"{CACHES}/*/*"))
+    old, new = own / ".0.safetensors.abc", own / ".1.safetensors.abc"
+    for file in (old, new):
+        file.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    read(engine, document, TEXT + "More.")
+    written(engine)
+    assert not old.exists()
+    assert new.exists()  # somebody may be writing it
+
+
+def test_over_several_devices_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cag_daemon.engine import model as loading
+    from cag_daemon.engine.plan import Wanted, plan_for
+    from tests.models import save_model
+
+    planned = plan_for(Wanted(str(save_model(tmp_path / "m")), device="cpu"))
+    model = LOADED.model
+    assert loading._key(planned, model) != ""
+    two = dataclasses.replace(planned, devices=[torch.device("cpu"), torch.device("cpu")])
+    assert loading._key(two, model) == ""
+
+
+def test_memory_that_ends_while_restoring_leaves_the_text_before_it(
+    start: Start, document: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start()
+    read(engine, document)
+    before = kv(engine)
+
+    def fail(*_: Any) -> int:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(engine.keeping, "restore", fail)
+    with pytest.raises(OutOfMemory, match="Memory ran out while reading"):
+        read(engine, document, "Another. " + TEXT)
+    assert identical(kv(engine), before)
