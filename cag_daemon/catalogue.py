@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from rich.filesize import decimal
+
 Quantization = Literal["none", "int8", "int4"]
 QUANTIZATIONS: tuple[Quantization, ...] = ("none", "int8", "int4")
 
@@ -328,25 +330,18 @@ def advise(machine: Machine, tokens: int) -> Advice:
     pleasant = [each for each in candidates if each.pleasant]
     if pleasant:
         first = max(pleasant, key=merit)
-        why = f"the largest that fits into {gigabytes(machine.memory)} and does not make you wait"
+        why = f"the largest that fits into {decimal(machine.memory)} and does not make you wait"
     elif candidates:
         first = min(candidates, key=lambda each: (each.read_seconds, -merit(each)[0], -each.tokens_a_second))
         why = "it reads fastest here, though you will wait: a shorter document or a GPU would help"
     else:
         smallest = min((rows[-1] for rows in variants.values()), key=lambda each: each.memory)
         why = (
-            f"nothing fits: even {smallest.model.alias} in int4 takes {gigabytes(smallest.memory)} "
-            f"with {tokens:,} tokens, and there are {gigabytes(machine.memory)}"
+            f"nothing fits: even {smallest.model.alias} in int4 takes {decimal(smallest.memory)} "
+            f"with {tokens:,} tokens, and there are {decimal(machine.memory)}"
         )
         return Advice([rows[-1] for rows in variants.values()], None, why)
     shown = []
     for model, rows in variants.items():
         shown.append(first if model == first.model else next((each for each in rows if each.fits), rows[-1]))
     return Advice(shown, first, why)
-
-
-def gigabytes(size: float) -> str:
-    """``4.7 GB``, as disks and model pages count them; ``470 MB``, ``12 kB``."""
-    if size >= 1e9:
-        return f"{size / 1e9:.1f} GB"
-    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

@@ -13,10 +13,11 @@ from typing import Any
 import click
 import psutil
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from cag_daemon import catalogue, text
-from cag_daemon.catalogue import Advice, Machine, Row, gigabytes
+from cag_daemon.catalogue import Advice, Machine, Row
 from cag_daemon.config import Settings
 from cag_daemon.errors import DocumentNotFound, ModelFailed
 
@@ -88,9 +89,9 @@ def _machine(settings: Settings) -> tuple[Machine, str, int]:
     )
     gpu = "no GPU that torch can use"
     if measured.memory is not None:
-        gpu = f"{measured.name} with {gigabytes(measured.memory)} for a model"
+        gpu = f"{measured.name} with {decimal(measured.memory)} for a model"
     words = (
-        f"This machine: {os.cpu_count()} cores, {gigabytes(free)} of {gigabytes(memory.total)} "
+        f"This machine: {os.cpu_count()} cores, {decimal(free)} of {decimal(memory.total)} "
         f"memory free, {gpu}; measured in {measured.dtype}: {_flops(measured.flops)}, "
         f"{measured.bandwidth / 1e9:.0f} GB/s." + (f"\n{unused}" if unused else "")
     )
@@ -108,9 +109,9 @@ def _table(advice: Advice, wide: bool) -> Table:
     for row in advice.rows:
         mark, style = ("→", "bold") if row is advice.first else ("", "" if row.fits else "dim")
         figures = (
-            gigabytes(row.model.download),
+            decimal(row.model.download),
             "16 bit" if row.quantization == "none" else row.quantization,
-            gigabytes(row.memory),
+            decimal(row.memory),
             _duration(row.read_seconds) if row.fits else "too large",
             _rate(row.tokens_a_second) if row.fits else "",
         )
@@ -128,7 +129,7 @@ def _words(advice: Advice, free: int) -> list[str]:
         ]
     room = ""
     if first.memory > free:
-        room = f" It needs {gigabytes(first.memory)}, and {gigabytes(free)} are free now: close other programs first."
+        room = f" It needs {decimal(first.memory)}, and {decimal(free)} are free now: close other programs first."
     held = "" if first.quantization == "none" else f" --quantization {first.quantization}"
     return [
         f"→ {first.model.alias} ({first.model.id}, {first.model.license}): {advice.why}.{room}",

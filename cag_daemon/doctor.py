@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import psutil
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -119,7 +120,6 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _model(settings: Settings, characters: int) -> list[dict[str, Any]]:
-    from cag_daemon.engine.memory import describe
     from cag_daemon.engine.plan import Wanted, plan_for, what_would_fit
 
     wanted = Wanted.by(settings, characters)
@@ -129,9 +129,9 @@ def _model(settings: Settings, characters: int) -> list[dict[str, Any]]:
         return [_finding("problem", "model", error.message)]
     needs, held = plan.needs, plan.quantization if plan.quantization != "none" else str(plan.dtype)[len("torch.") :]
     words = (
-        f"{describe(needs.total)} needed: {describe(needs.weights)} of weights ({held}), {describe(needs.cache)} for a "
-        f"document of about {plan.document_tokens:,} tokens, {describe(needs.working)} to work with; "
-        f"{describe(plan.room)} free on {plan.where}"
+        f"{decimal(needs.total)} needed: {decimal(needs.weights)} of weights ({held}), {decimal(needs.cache)} for a "
+        f"document of about {plan.document_tokens:,} tokens, {decimal(needs.working)} to work with; "
+        f"{decimal(plan.room)} free on {plan.where}"
     )
     verdict: Verdict = "problem" if plan.hopeless else "ok" if plan.fits else "note"
     if not plan.fits:

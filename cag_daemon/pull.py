@@ -24,11 +24,11 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from cag_daemon import catalogue
 from cag_daemon.brought import brought_of
-from cag_daemon.catalogue import gigabytes
 from cag_daemon.errors import CagError, InvalidParams, ModelFailed, ModelNotFound
 from cag_daemon.refusals import Circumstances, disk_full, explained
 
@@ -92,7 +92,7 @@ def pull(model: str, as_json: bool) -> int:
         done = {"model": name, "revision": download.revision, "path": str(folder), "bytes": size}
         click.echo(json.dumps(done | {"files": [each.name for each in download.files]}, ensure_ascii=False, indent=2))
         return 0
-    click.echo(f"{name} is here, {gigabytes(size)}, whole and checked:\n{folder}")
+    click.echo(f"{name} is here, {decimal(size)}, whole and checked:\n{folder}")
     click.echo(f'Ask it: cag-daemon ask "…" --model {name}')
     click.echo("Or set model to it for good: cag.model in the editor, CAG_MODEL in the environment.")
     return 0
@@ -172,7 +172,7 @@ class _Download:
                     self._select()
                 missing, size = sum(each.size - self._have(each) for each in self.files), sum(self._sizes())
                 self._check_disk(missing)
-                words = f"Fetching {self._model}, {gigabytes(missing)}" if missing else f"Checking {self._model}"
+                words = f"Fetching {self._model}, {decimal(missing)}" if missing else f"Checking {self._model}"
                 with _progress(self._terminal, words, size) as show:
                     self._fetch_all(show)
                 self._check(whole=True)
@@ -353,7 +353,7 @@ class _Download:
             have = sum(self._have(each) for each in self.files)
         if not have:
             return "nothing has been fetched yet"
-        return f"{gigabytes(have)} of {gigabytes(sum(self._sizes()))} are here, and the same command goes on from there"
+        return f"{decimal(have)} of {decimal(sum(self._sizes()))} are here, and the same command goes on from there"
 
     def _circumstances(self) -> Circumstances:
         from huggingface_hub import get_token
@@ -455,7 +455,7 @@ def _lines(terminal: Console, size: int) -> Show:
         told = done * 10 // size
         rate = max((done - before) / max(now - since, 1e-3), 1)
         left = f"{rate / 1e6:.1f} MB/s, about {(size - done) / rate:.0f} s left"
-        terminal.print(f"{gigabytes(done)} of {gigabytes(size)}, {left}", soft_wrap=True)
+        terminal.print(f"{decimal(done)} of {decimal(size)}, {left}", soft_wrap=True)
         since, before = now, done
 
     return show

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cag_daemon.catalogue import gigabytes
+from rich.filesize import decimal
+
 from cag_daemon.errors import ModelFailed, ModelNotFound, RequestFailed
 
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
@@ -93,9 +94,9 @@ def explained(error: Exception, here: Circumstances) -> RequestFailed:
 
 def disk_full(model: str, missing: int | None, free: int, cache: Path) -> str:
     """The sentence for a disk without room: before anything is fetched, or (missing: None) when it has filled up."""
-    needs = f"needs {gigabytes(missing)} more" if missing is not None else "does not fit"
+    needs = f"needs {decimal(missing)} more" if missing is not None else "does not fit"
     return (
-        f"{model} {needs} on the disk of {cache}, and {gigabytes(free)} are free: "
+        f"{model} {needs} on the disk of {cache}, and {decimal(free)} are free: "
         "make room, or set HF_HOME to a folder on another disk."
     )
 

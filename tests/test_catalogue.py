@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 from cag_daemon.catalogue import (
+    HEAD_BYTES,
     KNOWN,
     QUANTIZATIONS,
     READ_SECONDS,
     TOKENS_A_SECOND,
+    WEIGHT_BYTES,
     Known,
     Machine,
     advise,
     find,
-    gigabytes,
     kv_bytes,
     memory_bytes,
     read_seconds,
@@ -144,5 +145,10 @@ def test_pleasant_is_what_nobody_waits_long_for() -> None:
     assert not row(known, "none", Machine("cpu", "", 10**11, flops * 1.01, bandwidth * 0.99), TOKENS).pleasant
 
 
-def test_sizes_in_words() -> None:
-    assert [gigabytes(size) for size in (4.67e9, 10e6, 999e3, 0)] == ["4.7 GB", "10 MB", "999 kB", "0 kB"]
+def test_a_rounded_weight_takes_what_the_engine_says() -> None:
+    from cag_daemon.engine.quantize import LM_HEAD, quantized_bytes
+
+    for quantization in ("int8", "int4"):
+        size = quantized_bytes(8192, 8192, quantization) / 8192**2
+        assert WEIGHT_BYTES[quantization] == pytest.approx(size, rel=0.001)
+        assert HEAD_BYTES[quantization] == WEIGHT_BYTES[LM_HEAD]

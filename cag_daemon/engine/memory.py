@@ -115,11 +115,6 @@ def free_in_machine() -> int:
     return int(min([psutil.virtual_memory().available, *_cgroup_rooms()]))
 
 
-def describe(size: float) -> str:
-    """``14.5 GB``, ``850 MB``."""
-    return f"{size / 1e9:.1f} GB" if size >= 0.95e9 else f"{max(1, round(size / 1e6))} MB"
-
-
 def trim() -> None:
     """Give back to the system what C's allocator keeps of freed memory: glibc hoards hundreds of megabytes."""
     if sys.platform == "linux":

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from rich.filesize import decimal
+
 from cag_daemon.config import Settings
 from cag_daemon.engine import folder as folders
 from cag_daemon.engine.devices import OFFLOAD, choose_devices, choose_dtype, default_chunk
@@ -17,7 +19,6 @@ from cag_daemon.engine.memory import (
     QUESTION_ROOM,
     Needs,
     about_tokens,
-    describe,
     estimate,
     free,
 )
@@ -110,10 +111,10 @@ class Plan:
     def numbers(self) -> str:
         """What it needs and what there is, in a sentence's first half."""
         needs = self.needs
-        document = f"{describe(needs.cache)} for a document of about {self.document_tokens:,} tokens"
+        document = f"{decimal(needs.cache)} for a document of about {self.document_tokens:,} tokens"
         return (
-            f"{self.folder.name} needs {describe(needs.total)} ({describe(needs.weights)} of weights, {document}, "
-            f"{describe(needs.working)} to work with), and {describe(self.room)} are free on {self.where}"
+            f"{self.folder.name} needs {decimal(needs.total)} ({decimal(needs.weights)} of weights, {document}, "
+            f"{decimal(needs.working)} to work with), and {decimal(self.room)} are free on {self.where}"
         )
 
 
@@ -132,7 +133,7 @@ def plan_for(wanted: Wanted) -> Plan:
     for folder in folders.installed():
         plan = _plan(folder, wanted, devices)
         if plan.fits:
-            why = f"the largest on this machine that fits: {describe(plan.needs.total)} of {describe(plan.room)} free"
+            why = f"the largest on this machine that fits: {decimal(plan.needs.total)} of {decimal(plan.room)} free"
             return replace(plan, folder=replace(folder, why=why))
         too_large = plan
     why = "a stand-in that ships with cag-daemon; for a real Mistral run `cag-daemon pull`"
@@ -189,7 +190,7 @@ def what_would_fit(wanted: Wanted, plan: Plan) -> str:
             continue
         other = _plan(plan.folder, replace(wanted, **changes), choose_devices(changes.get("device", wanted.device)))  # type: ignore[arg-type]
         if other.fits:
-            (key, value), size = next(iter(changes.items())), describe(other.needs.total)
+            (key, value), size = next(iter(changes.items())), decimal(other.needs.total)
             found.append(f"set {key} to {value} ({size})")
     if not found and (tokens := _tokens_that_fit(wanted, plan)) > 0:
         found.append(f"shorten the document to about {tokens:,} tokens")

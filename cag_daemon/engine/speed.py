@@ -14,6 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cag_daemon.engine.devices import choose_devices, choose_dtype
+from cag_daemon.engine.memory import free
+
 if TYPE_CHECKING:
     import torch
 
@@ -47,22 +50,24 @@ def measure(device: str = "auto", threads: int | None = None, seconds: float = S
     """Measure a device.
 
     Args:
-        device: ``auto`` (cuda, else mps, else cpu), or one of them; one that is not there is taken for ``auto``.
+        device: see `devices.choose_devices`; of several the one with the most room.
         threads: of the CPU; None: torch's choice.
         seconds: for each of the two measurements, about; a very slow machine takes longer.
+
+    Raises:
+        ModelFailed: that device is not here.
     """
     import torch
 
     if threads:
         torch.set_num_threads(threads)
-    place = _place(device)
-    dtype = _dtype(place)
+    place = choose_devices(device)[0]
+    dtype = choose_dtype("auto", place)
     with torch.inference_mode():
         flops = _matrix_rate(place, dtype, seconds)
         bandwidth = _bandwidth(place, dtype, seconds)
-    return Speed(
-        str(place), _name(place), str(dtype).removeprefix("torch."), _memory(place), flops=flops, bandwidth=bandwidth
-    )
+    memory = None if place.type == "cpu" else free(place)
+    return Speed(str(place), _name(place), str(dtype).removeprefix("torch."), memory, flops=flops, bandwidth=bandwidth)
 
 
 def _matrix_rate(place: torch.device, dtype: torch.dtype, seconds: float) -> float:
@@ -107,41 +112,6 @@ def _fastest(work: Callable[[], object], place: torch.device, seconds: float) ->
     while (spent := spent + took) < seconds:
         took = min(took, once())
     return took
-
-
-def _place(device: str) -> torch.device:
-    import torch
-
-    kind = device.partition(":")[0]
-    if torch.cuda.is_available() and kind in ("auto", "cuda"):
-        place = torch.device("cuda:0" if device in ("auto", "cuda") else device)
-        return place if (place.index or 0) < torch.cuda.device_count() else torch.device("cuda:0")
-    if torch.backends.mps.is_available() and kind in ("auto", "mps"):
-        return torch.device("mps")
-    return torch.device("cpu")
-
-
-def _dtype(place: torch.device) -> torch.dtype:
-    """What weights are held in where nothing else is set: bfloat16 but where a GPU lacks it."""
-    import torch
-
-    if place.type == "cuda" and torch.cuda.get_device_capability(place)[0] < 8:
-        return torch.float16
-    try:
-        torch.ones(2, dtype=torch.bfloat16, device=place).sum()
-    except (RuntimeError, TypeError):
-        return torch.float16
-    return torch.bfloat16
-
-
-def _memory(place: torch.device) -> int | None:
-    import torch
-
-    if place.type == "cuda":
-        return int(torch.cuda.mem_get_info(place)[0])
-    if place.type == "mps":
-        return int(torch.mps.recommended_max_memory())
-    return None
 
 
 def _name(place: torch.device) -> str:
