@@ -29,12 +29,14 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       document_cache  caches of texts, as ids: a buffer, the ends of others, a memory budget
       keeping         what is cached and what is on disk, kept alike: restored, verified, written
       store           KV segments on disk
+      answer_text     from tokens to text while they still come
       prompt          the one template: document prefix and question suffix, as token ids
       tokenizer       load_tokenizer: from whichever files a model folder holds, with a chat template
       vocabulary      Mistral's own tokenizer files: tekken.json, tokenizer.model
       model           load_model: a Mistral into memory, as planned
       plan            which model, where and how it is held, whether that fits: before anything is loaded
-      folder          models on this machine's disk: where they are, whether they are whole
+      installed       where models are on this machine: folders, and the local hub cache
+      folder          a model folder: whether it is whole and ours to load, and what is in it
       quantized_weights  quantised while they are loaded, and kept
       kept_weights    quantised weights on disk
       weights         from the files of a model into its place in memory, a layer at a time
@@ -48,7 +50,8 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
     messages      what travels over the pipe
     citations     where the words of an answer stand in the text
     text          a document's text: reading, normalising, version, positions
-    catalogue     Mistral's models as data, what each needs, and which to try first on a machine
+    advice        which of the known models suit a machine, and which to try first
+    catalogue     Mistral's models as data, and what each takes
     places        the paths that are ours, and who writes there
     brought       what `pull` has brought into the hub's cache
     config        Settings: flags, environment, editor

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from cag_daemon import catalogue, text
-from cag_daemon.catalogue import Advice, Machine, Row
+from cag_daemon import text
+from cag_daemon.advice import Advice, Machine, Row, advise
 from cag_daemon.config import Settings
 from cag_daemon.errors import DocumentNotFound, ModelFailed
 
@@ -39,7 +39,7 @@ def show(as_json: bool, settings: Settings) -> int:
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     tokens, of_what = _tokens(settings)
     machine, words, free = _machine(settings)
-    advice = catalogue.advise(machine, tokens)
+    advice = advise(machine, tokens)
     if as_json:
         click.echo(json.dumps(_values(advice, machine, words, tokens), ensure_ascii=False, indent=2))
         return 0

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from cag_daemon.advice import READ_SECONDS, TOKENS_A_SECOND, Machine, advise, read_seconds, row, tokens_a_second
 from cag_daemon.catalogue import (
     HEAD_BYTES,
     KNOWN,
     QUANTIZATIONS,
-    READ_SECONDS,
-    TOKENS_A_SECOND,
     WEIGHT_BYTES,
     Known,
-    Machine,
-    advise,
     find,
     kv_bytes,
     memory_bytes,
-    read_seconds,
-    row,
-    tokens_a_second,
     weight_bytes,
 )
 

@@ -7,11 +7,11 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from cag_daemon.config import DEFAULT_SYSTEM_PROMPT
+from cag_daemon.engine.answer_text import AnswerText
 from cag_daemon.engine.cag import ShouldStop, end_tokens, generate_step, prefill
 from cag_daemon.engine.document_cache import MOST_ASIDE, DocumentCache, DocumentCaches, KnownText, TextCache
 from cag_daemon.engine.keeping import Keeping
@@ -394,46 +394,3 @@ class Speed:
         unless the matter is clear.
         """
         return (self._chunks == 1 and self.seconds > 5 * patience) or (self._chunks == 2 and self.seconds > patience)
-
-
-class AnswerText:
-    """The text of an answer that is still growing, in pieces that no later token can change.
-
-    Only what two successive decodings agree on is given out: a character may take several tokens.
-
-    Args:
-        on_piece: called with each piece; joined they are what `finish` returns.
-    """
-
-    def __init__(self, tokenizer: Any, on_piece: Callable[[str], object] | None = None) -> None:
-        self._tokenizer = tokenizer
-        self._on_piece = on_piece
-        self._tokens: list[int] = []
-        self._decoded = ""
-        self._given = ""
-
-    def add(self, token: int) -> None:
-        """Take the next token."""
-        self._tokens.append(token)
-        before, self._decoded = self._decoded, self._decode()
-        self._give(_common_prefix(before, self._decoded).rstrip("\ufffd"))
-
-    def finish(self) -> str:
-        """The whole text, stripped."""
-        self._give(self._decoded)
-        return self._given
-
-    def _decode(self) -> str:
-        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
-
-    def _give(self, text: str) -> None:
-        piece = text.strip()[len(self._given) :]
-        if piece and self._on_piece:
-            self._on_piece(piece)
-        self._given += piece
-
-
-def _common_prefix(one: str, other: str) -> str:
-    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return one[:length]

@@ -1,4 +1,4 @@
-"""Models on this machine's disk: where they are, whether they are whole and ours to load. Without torch.
+"""A model folder: whether it is whole and ours to load, and what is in it. Without torch.
 
 A folder may hold a ``cag.json`` that says what its model was made for:
 ``{"name", "systemPrompt", "dtype", "standIn"}``, each of them optional.
@@ -9,20 +9,17 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import re
 import struct
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cag_daemon.errors import CagError, ModelFailed, ModelNotFound, one_line
+from cag_daemon.errors import ModelFailed, ModelNotFound, one_line
 
 MODEL_TYPES = frozenset({"mistral", "ministral", "ministral3", "mistral3"})
 DECODER_TYPES = frozenset({"mistral", "ministral", "ministral3"})
 TOKENIZER_FILES = ("tokenizer.json", "tekken.json", "tokenizer.model", "tokenizer.model.v*")
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 # What files of one text decoder call its parts, and what surrounds it in a model that can see, too.
@@ -66,61 +63,6 @@ class Weight:
     def numel(self) -> int:
         """How many numbers it holds."""
         return math.prod(self.shape)
-
-
-def resolve_folder(model: str) -> ModelFolder:
-    """Find a model on this machine; ``auto`` is not one.
-
-    Args:
-        model: ``embedded``, a folder, or a hub id (looked up in the local hub cache).
-
-    Raises:
-        ModelNotFound: there is nothing of that name here.
-        ModelFailed: its ``cag.json`` can't be read.
-    """
-    if model == "embedded":
-        return embedded("as set")
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return ModelFolder(path, spec_of(path).get("name", path.resolve().name), "as set, a folder")
-    if path.exists():
-        if path.suffix == ".gguf":
-            raise ModelNotFound(f"The model {model} is a GGUF file, which is not read: {_INSTEAD_OF_GGUF}.")
-        raise ModelNotFound(f"The model {model} is a file: set model to the folder that holds config.json.")
-    if HUB_ID.fullmatch(model):
-        return ModelFolder(_in_hub_cache(model), model, "as set, from the local hub cache")
-    raise ModelNotFound(f"There is no model folder {model}: set model to a folder, a hub id, embedded or auto.")
-
-
-def embedded(why: str) -> ModelFolder:
-    """The model that comes along."""
-    path = Path(str(resources.files("cag_daemon") / "embedded"))
-    return ModelFolder(path, spec_of(path).get("name", "embedded"), why)
-
-
-def installed() -> list[ModelFolder]:
-    """The whole Mistrals in the local hub cache that can be asked, the largest first."""
-    os.environ.update(OFFLINE)
-    from huggingface_hub import constants, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
-    except (CacheNotFound, OSError, ValueError):
-        return []
-    found = []
-    for repository in repositories:
-        revision = repository.refs.get("main")
-        if repository.repo_type != "model" or revision is None:
-            continue
-        folder = ModelFolder(revision.snapshot_path, repository.repo_id, "from the local hub cache")
-        try:
-            check_folder(folder)
-            if _answers_questions(folder):
-                found.append((sum(each.numel for each in weights_of(folder).values()), folder))
-        except CagError:
-            continue  # not whole, or not ours: whoever names it is told so
-    return [folder for _, folder in sorted(found, key=lambda each: (-each[0], each[1].name))]
 
 
 def check_folder(folder: ModelFolder) -> None:
@@ -234,7 +176,7 @@ def again(folder: ModelFolder) -> str:
     return "download the model again"
 
 
-_INSTEAD_OF_GGUF = "choose the original model in safetensors, and set quantization to int8 or int4 to save memory"
+INSTEAD_OF_GGUF = "choose the original model in safetensors, and set quantization to int8 or int4 to save memory"
 
 
 def _config(folder: ModelFolder) -> dict[str, Any]:
@@ -243,39 +185,13 @@ def _config(folder: ModelFolder) -> dict[str, Any]:
         if (path / "adapter_config.json").exists():
             raise ModelFailed(f"The model {name} is an adapter, not a whole model: merge it into its base model first.")
         if any(path.glob("*.gguf")):
-            raise ModelNotFound(f"The model {name} in {path} is in GGUF, which is not read: {_INSTEAD_OF_GGUF}.")
+            raise ModelNotFound(f"The model {name} in {path} is in GGUF, which is not read: {INSTEAD_OF_GGUF}.")
         if (path / "params.json").exists():
             raise ModelNotFound(
                 f"The model {name} in {path} is in Mistral's own format (params.json, consolidated.safetensors), "
                 f"without a config.json: {again(folder)} in the format of transformers."
             )
     return read_json(path / "config.json")
-
-
-def _answers_questions(folder: ModelFolder) -> bool:
-    """Whether it was made to be asked: a base model has no chat template, or at least says nothing of the kind."""
-    path = folder.path
-    if (path / "chat_template.jinja").exists() or (path / "chat_template.json").exists():
-        return True
-    if read_json(path / "tokenizer_config.json", optional=True).get("chat_template"):
-        return True
-    return "instruct" in folder.name.lower()
-
-
-def _in_hub_cache(model: str) -> Path:
-    os.environ.update(OFFLINE)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, local_files_only=True))
-    except Exception as error:  # several types, of no use to anybody here
-        # A list of all the repository's files that another tool has left counts those, too, that nobody needs here.
-        if (path := getattr(error, "snapshot_path", None)) is not None:
-            return Path(path)
-        raise ModelNotFound(
-            f"The model {model} is not on this machine: fetch it with `cag-daemon pull {model}`, "
-            "or set model to embedded."
-        ) from error
 
 
 def _own_name(name: str) -> str | None:
@@ -302,7 +218,7 @@ def _weight_files(folder: ModelFolder, index: dict[str, str]) -> list[Path]:
             f"The model {name} in {path} has only pickled weights, cag-daemon loads safetensors only: choose another."
         )
     if any(path.glob("*.gguf")):
-        raise ModelNotFound(f"The model {name} in {path} is in GGUF, which is not read: {_INSTEAD_OF_GGUF}.")
+        raise ModelNotFound(f"The model {name} in {path} is in GGUF, which is not read: {INSTEAD_OF_GGUF}.")
     raise ModelNotFound(f"The model {name} has no model.safetensors in {path}: {again(folder)}.")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cag_daemon.engine import folder as folders
-from cag_daemon.engine.folder import OFFLINE
+from cag_daemon.engine.installed import OFFLINE, resolve_folder
 from cag_daemon.engine.memory import KEPT_FREE, free, out_of_memory
 from cag_daemon.engine.plan import Plan, Wanted, plan_for, what_would_fit
 from cag_daemon.errors import CagError, ModelFailed, OutOfMemory, one_line
@@ -72,7 +72,7 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
         wanted = Wanted(wanted)
     os.environ.update(OFFLINE)  # read once, when huggingface_hub is imported
     if wanted.model != "auto":  # what is wrong with it is known before anything heavy is imported
-        folders.check_folder(folders.resolve_folder(wanted.model))
+        folders.check_folder(resolve_folder(wanted.model))
     progress(0)
     import torch
 

@@ -12,6 +12,7 @@ from cag_daemon.config import Settings
 from cag_daemon.engine import folder as folders
 from cag_daemon.engine.devices import OFFLOAD, choose_devices, choose_dtype, default_chunk
 from cag_daemon.engine.folder import ModelFolder, Weight
+from cag_daemon.engine.installed import embedded, installed, resolve_folder
 from cag_daemon.engine.memory import (
     CHARACTERS_A_TOKEN,
     KEPT_FREE,
@@ -32,7 +33,7 @@ class Wanted:
     """What is to be loaded, and for what.
 
     Attributes:
-        model: ``auto``, or see `folder.resolve_folder`.
+        model: ``auto``, or see `installed.resolve_folder`.
         device: see `devices.choose_devices`.
         dtype: see `devices.choose_dtype`; ``auto``: first what the model's own ``cag.json`` says.
         quantization: ``none``, ``int8`` or ``int4``.
@@ -122,15 +123,15 @@ def plan_for(wanted: Wanted) -> Plan:
     """Which model would be loaded, and what it would need; it may not fit.
 
     Raises:
-        ModelNotFound, ModelFailed: see `folder.resolve_folder`, `folder.check_folder`, `devices.choose_devices`.
+        ModelNotFound, ModelFailed: see `installed.resolve_folder`, `folder.check_folder`, `devices.choose_devices`.
     """
     devices = choose_devices(wanted.device)
     if wanted.model != "auto":
-        folder = folders.resolve_folder(wanted.model)
+        folder = resolve_folder(wanted.model)
         folders.check_folder(folder)
         return _plan(folder, wanted, devices)
     too_large = None
-    for folder in folders.installed():
+    for folder in installed():
         plan = _plan(folder, wanted, devices)
         if plan.fits:
             why = f"the largest on this machine that fits: {decimal(plan.needs.total)} of {decimal(plan.room)} free"
@@ -139,7 +140,7 @@ def plan_for(wanted: Wanted) -> Plan:
     why = "a stand-in that ships with cag-daemon; for a real Mistral run `cag-daemon pull`"
     if too_large is not None:
         why = f"a stand-in: {too_large.numbers()}; {what_would_fit(wanted, too_large)}"
-    return _plan(folders.embedded(why), wanted, devices)
+    return _plan(embedded(why), wanted, devices)
 
 
 def _plan(folder: ModelFolder, wanted: Wanted, devices: Sequence[torch.device]) -> Plan:

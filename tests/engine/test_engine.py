@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cag_daemon.engine import engine as module
-from cag_daemon.engine.engine import AnswerText, Engine
+from cag_daemon.engine.answer_text import AnswerText
+from cag_daemon.engine.engine import Engine
 from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
 from cag_daemon.engine.model import load_model
 from cag_daemon.engine.prompt import PromptTemplate

@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from cag_daemon.engine.cag import generate_step, prefill
-from cag_daemon.engine.folder import check_folder, quantization_method, read_json, resolve_folder, weights_of
+from cag_daemon.engine.folder import check_folder, quantization_method, read_json, weights_of
+from cag_daemon.engine.installed import resolve_folder
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.engine.model import load_model
 from cag_daemon.engine.plan import Wanted

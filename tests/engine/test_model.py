@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cag_daemon.engine.folder import check_folder, resolve_folder
+from cag_daemon.engine.folder import check_folder
+from cag_daemon.engine.installed import resolve_folder
 from cag_daemon.engine.memory import out_of_memory
 from cag_daemon.engine.model import load_model
 from cag_daemon.engine.plan import Wanted
@@ -193,7 +194,7 @@ def test_other_errors_are_not_about_memory() -> None:
 
 def test_looking_for_a_model_imports_nothing_heavy(folder: Path) -> None:
     code = (
-        "import sys; from cag_daemon.engine.folder import *;"
+        "import sys; from cag_daemon.engine.installed import *;"
         "check_folder(resolve_folder('embedded')); check_folder(resolve_folder(sys.argv[1])); installed();"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from cag_daemon.engine import devices, memory, model, plan
 from cag_daemon.engine.devices import choose_devices, choose_dtype
-from cag_daemon.engine.folder import installed
+from cag_daemon.engine.installed import installed
 from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
 from cag_daemon.engine.memory import free_in_machine
 from cag_daemon.engine.model import _by_module, _device_map, load_model
