@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from cag_daemon.engine.cag import clean_up, generate, prefill
+from cag_daemon.engine.cag import cache_argument, clean_up, generate, prefill
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.engine.prompt import PromptTemplate
 from cag_daemon.engine.quantize import KINDS, QuantizedLinear, quantize_module
@@ -111,7 +111,9 @@ def logits(model: Any, ids: list[int], width: int) -> torch.Tensor:
     cache = InPlaceCache(model.config, len(ids))
     with torch.no_grad():
         passes = [
-            model(input_ids=torch.tensor([ids[start : start + width]]), cache=cache, use_cache=True).logits[0]
+            model(torch.tensor([ids[start : start + width]]), use_cache=True, **{cache_argument(model): cache}).logits[
+                0
+            ]
             for start in range(0, len(ids), width)
         ]
     return torch.cat(passes).float()

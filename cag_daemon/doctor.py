@@ -93,12 +93,14 @@ def _packages() -> list[dict[str, Any]]:
 
 
 def _machine(settings: Settings) -> dict[str, Any]:
-    memory = psutil.virtual_memory()
+    from cag_daemon.engine.memory import free_in_machine
+
+    free = free_in_machine()
     found = (
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores ({settings.threads} for the model), "
-        f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free"
+        f"{decimal(free)} of {decimal(psutil.virtual_memory().total)} memory free"
     )
-    return _finding("ok", "machine", found, threads=settings.threads, bytesFree=memory.available)
+    return _finding("ok", "machine", found, threads=settings.threads, bytesFree=free)
 
 
 def _devices() -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import constants
 
 from cag_daemon.engine import devices, memory, model, plan
+from cag_daemon.engine.cag import cache_argument
 from cag_daemon.engine.devices import choose_devices, choose_dtype
 from cag_daemon.engine.installed import installed
 from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
@@ -59,7 +60,7 @@ def test_what_is_estimated_is_what_it_takes(tied: bool, dtype: str, tmp_path: Pa
     assert planned.needs.cache == bytes_per_token(loaded.model.config, loaded.model.dtype) * min(512, 1000 + 256 + 100)
     cache = InPlaceCache(loaded.model.config, 512)
     with torch.no_grad():
-        loaded.model(torch.tensor([[5]]), cache=cache, use_cache=True)
+        loaded.model(torch.tensor([[5]]), use_cache=True, **{cache_argument(loaded.model): cache})
     assert planned.needs.cache == cache.bytes
 
 
