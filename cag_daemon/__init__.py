@@ -39,7 +39,7 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       folder          a model folder: whether it is whole and ours to load, and what is in it
       quantized_weights  quantised while they are loaded, and kept
       kept_weights    quantised weights on disk
-      weights         from the files of a model into its place in memory, a layer at a time
+      weights         from the files of a model into its place in memory, a weight at a time
       devices         what a model can run on here, and in which type
       memory          what a model and its document need, and what is free
       cag             the public core: get_kv_cache, clean_up, generate (+ prefill, generate_step)

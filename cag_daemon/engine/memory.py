@@ -65,18 +65,15 @@ def estimate(
         quantized: bytes of a weight that will be held quantised; None: as it is.
     """
     sizes: dict[str, int] = {}
-    layers: dict[str, int] = {}
     for name, weight in weights.items():
         if name.endswith(".weight"):
             held = quantized(name, weight.shape)
             sizes[name] = weight.numel * itemsize if held is None else held
-            if name.startswith("model.layers."):
-                layer = name.split(".")[2]
-                layers[layer] = layers.get(layer, 0) + weight.numel * itemsize
     keys = [weight.shape[0] for name, weight in weights.items() if name.endswith("self_attn.k_proj.weight")]
     queries = max((each.shape[0] for name, each in weights.items() if name.endswith("q_proj.weight")), default=0)
     inner = max((each.shape[0] for name, each in weights.items() if name.endswith("gate_proj.weight")), default=0)
     hidden, vocabulary = 0, 0
+    largest = max((weight.numel for weight in weights.values()), default=0) * itemsize  # held twice while it is placed
     embedding = weights.get("model.embed_tokens.weight")
     if embedding is not None and len(embedding.shape) == 2:
         vocabulary, hidden = embedding.shape
@@ -87,7 +84,7 @@ def estimate(
     return Needs(
         weights=sum(sizes.values()),
         cache=2 * sum(keys) * itemsize * tokens,
-        working=int(WORKING + a_pass + attention + 8 * vocabulary + max(layers.values(), default=0)),
+        working=int(WORKING + a_pass + attention + 8 * vocabulary + largest),
     )
 
 

@@ -1,4 +1,4 @@
-"""From the files of a model into its place in memory: one layer at a time, so that nothing is ever held twice.
+"""From the files of a model into its place in memory: one weight at a time, so that no more than one is held twice.
 
 transformers' own loading keeps whole files mapped, loads the vision tower of a model that can see, and quantises by
 libraries of its own; what is stored in eight-bit floats it can dequantise only all at once.
@@ -7,7 +7,7 @@ libraries of its own; what is stored in eight-bit floats it can dequantise only 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,9 @@ def fill(
     wanted = {key for key, _ in model.named_parameters()}
     total, done = sum(weights[key].numel for key in wanted & weights.keys()), 0
     for _, names in itertools.groupby(sorted(wanted & weights.keys(), key=_layer), key=_layer):
-        for key, tensor in _read(list(names), weights, dtype, block):
-            place(key, tensor)
+        for key in names:
+            place(key, _read(key, weights, dtype, block))
             done += weights[key].numel
-            del tensor
             trim()
         yield done / total
 
@@ -133,22 +132,14 @@ def _layer(name: str) -> tuple[int, str]:
     return (int(parts[2]), "") if name.startswith("model.layers.") else (-1, name)
 
 
-def _read(
-    names: Iterable[str], weights: Mapping[str, Weight], dtype: torch.dtype, block: tuple[int, int] | None
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors in the type wanted, in memory of their own; the files are let go of afterwards, with their pages."""
-    for file, keys in itertools.groupby(
-        sorted(names, key=lambda key: weights[key].file), lambda key: weights[key].file
-    ):
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            for key in keys:
-                weight = weights[key]
-                tensor = opened.get_tensor(weight.name)
-                if weight.dtype == FP8:
-                    tensor = dequantized(tensor, _scale(key, weights), dtype, block)
-                else:
-                    tensor = tensor.to(dtype, copy=True)
-                yield key, tensor
+def _read(key: str, weights: Mapping[str, Weight], dtype: torch.dtype, block: tuple[int, int] | None) -> torch.Tensor:
+    """A tensor in the type wanted, in memory of its own: its file is let go of, with the pages that have come in."""
+    weight = weights[key]
+    with safe_open(weight.file, framework="pt", device="cpu") as opened:
+        stored = opened.get_tensor(weight.name)
+        if weight.dtype == FP8:
+            return dequantized(stored, _scale(key, weights), dtype, block)
+        return stored.to(dtype, copy=True)  # type: ignore[no-any-return]
 
 
 def _scale(key: str, weights: Mapping[str, Weight]) -> torch.Tensor:

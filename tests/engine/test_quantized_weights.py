@@ -208,7 +208,7 @@ def test_quantising_takes_the_result_and_one_layer(tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["none", "int8", "int4"])
 def test_a_gigabyte_of_a_7b_models_shape_takes_what_is_said(kind: str, tmp_path: Path) -> None:
-    """The weights as they are held, and one layer in full; loading, and reading the first chunks of a document."""
+    """The weights as they are held, and the largest of them once more."""
     folder = save_model(
         tmp_path / "model",
         torch.bfloat16,
@@ -218,8 +218,8 @@ def test_a_gigabyte_of_a_7b_models_shape_takes_what_is_said(kind: str, tmp_path:
     )
     planned = plan_for(Wanted(str(folder), device="cpu", dtype="bfloat16", quantization=kind, characters=1000))
     size, peak, after = peak_of_loading(folder, kind)
-    layer = 2 * 4096 * (3 * 14336 + 2 * 4096 + 2 * 1024)
+    largest = 2 * 32768 * 4096  # the embeddings
     assert size == planned.needs.weights
     assert 0.85 * size < after < 1.15 * size
-    assert peak < 1.15 * (size + layer)
-    assert size + layer < planned.needs.total < 1.3 * (size + layer)
+    assert 0.85 * (size + largest) < peak < 1.15 * (size + largest)
+    assert size + largest < planned.needs.total < 1.4 * (size + largest)

@@ -62,7 +62,7 @@ export const cases: Case[] = [
         assert.ok(api().items.entry.backgroundColor);
         assert.equal(api().items.language.severity, vscode.LanguageStatusSeverity.Error);
         assert.deepEqual(api().items.language.command, { command: 'cagDaemon.modelSettings', title: 'Choose a Model' });
-        assert.match((api().items.entry.tooltip as vscode.MarkdownString).value, /\[Settings\]\(command:cagDaemon\.modelSettings\)/);
+        assert.match((api().items.entry.tooltip as vscode.MarkdownString).value, /\[Choose a Model\]\(command:cagDaemon\.modelSettings\)/);
         assert.equal(menuItems(api().daemon)[0]?.command, 'modelSettings');
         const answer = await ask(LATHE);
         assert.equal(answer.state, 'failed');
