@@ -29,6 +29,7 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       document_cache  caches of texts, as ids: a buffer, the ends of others, a memory budget
       keeping         what is cached and what is on disk, kept alike: restored, verified, written
       store           KV segments on disk
+      self_test       does a refreshed cache have the bits of a fresh one here? tried once, before it is relied on
       answer_text     from tokens to text while they still come
       prompt          the one template: document prefix and question suffix, as token ids
       tokenizer       load_tokenizer: from whichever files a model folder holds, with a chat template

@@ -10,8 +10,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 from rich.console import Console
@@ -23,6 +24,9 @@ from cag_daemon import __version__, text
 from cag_daemon.config import Settings
 from cag_daemon.errors import CagError
 from cag_daemon.offline import Blocked, block
+
+if TYPE_CHECKING:
+    from cag_daemon.engine.self_test import Result
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "pygls", "lsprotocol", "watchdog", "pydantic")
 
@@ -50,6 +54,8 @@ def examine(as_json: bool, settings: Settings, check: str | None = None, offline
         findings = _findings(settings)
         if check is not None or offline:
             findings += _check(settings, told)
+        else:
+            findings += _self_tests(settings)
         findings.append(_network(blocked))
     failed = any(finding["verdict"] == "problem" for finding in findings)
     if as_json:
@@ -151,6 +157,7 @@ def _check(settings: Settings, told: Callable[[str], None]) -> list[dict[str, An
     from cag_daemon.engine.check import check_model
     from cag_daemon.engine.model import load_model
     from cag_daemon.engine.plan import Wanted
+    from cag_daemon.engine.self_test import self_test
 
     wanted = Wanted.by(settings)
     began = time.monotonic()
@@ -158,6 +165,8 @@ def _check(settings: Settings, told: Callable[[str], None]) -> list[dict[str, An
         loaded = load_model(wanted, lambda percent: told(f"Loading the model ({settings.model}), {percent} %"))
         took = time.monotonic() - began
         found = check_model(loaded, told)
+        told("Refreshing, to compare")
+        refreshing = self_test(loaded, settings.kept_in)
     except CagError as error:
         return [_finding("problem", "check", error.message)]
     same = f"{found.same} of {found.compared} tokens as after reading anew, keys and values "
@@ -168,6 +177,7 @@ def _check(settings: Settings, told: Callable[[str], None]) -> list[dict[str, An
     )
     return [
         _finding("ok" if found.passed else "problem", "cached answers", same, same=found.same, compared=found.compared),
+        _self_test(refreshing),
         _finding("ok", "speed", speed, readTokensPerSecond=found.reading, writtenTokensPerSecond=found.decoding),
     ]
 
@@ -192,6 +202,28 @@ def _cache(settings: Settings) -> dict[str, Any]:
     there = next(each for each in (folder, *folder.parents) if each.exists())
     free = shutil.disk_usage(there).free
     return _finding("ok", "cache", f"{folder}, {free / 1e9:.0f} GB of the disk free", path=str(folder), bytesFree=free)
+
+
+def _self_tests(settings: Settings) -> list[dict[str, Any]]:
+    """What earlier starts found; the newest of each model."""
+    if settings.kept_in is None:
+        return []
+    try:
+        from cag_daemon.engine.self_test import kept_results
+
+        results = {each.model: each for each in reversed(kept_results(settings.kept_in))}
+    except (ImportError, OSError):
+        return []  # said above
+    return [_self_test(each) for each in results.values()]
+
+
+def _self_test(result: Result) -> dict[str, Any]:
+    where = f"{result.model} in {result.dtype} on {result.device}, {date.fromtimestamp(result.time):%Y-%m-%d}"
+    if result.passed:
+        words = f"after an edit only what comes behind it is read, bit for bit as afresh ({where})"
+    else:
+        words = f"after an edit all is read: going on in the middle does not give the same bits here ({where})"
+    return _finding("ok" if result.passed else "note", "refreshing", words, passed=result.passed)
 
 
 def _document(settings: Settings) -> dict[str, Any]:

@@ -235,9 +235,10 @@ class Halted(Message):
 
 @dataclass(frozen=True)
 class Dropped(Message):
-    """That document's cache had to leave memory to make room for another."""
+    """That document's cache had to leave memory: to make room for another, or because it was ``wrong``."""
 
     document: str
+    wrong: bool = False
 
 
 KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in Message.__subclasses__()}

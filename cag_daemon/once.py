@@ -103,10 +103,13 @@ def _load(document: text.Text, settings: Settings, terminal: Console) -> Engine:
         from cag_daemon.engine.engine import Engine
         from cag_daemon.engine.model import load_model
         from cag_daemon.engine.plan import Wanted
+        from cag_daemon.engine.self_test import self_test
 
         wanted = Wanted.by(settings, len(document.normalised))
         loaded = load_model(wanted, lambda percent: bar.update(task, completed=percent))
-        engine = Engine(loaded, None, settings.kept_in, settings.cache_bytes)
+        # Where nothing is kept there is nothing to go on from, and nothing to be tested for.
+        exact = settings.kept_in is None or self_test(loaded, settings.kept_in).passed
+        engine = Engine(loaded, None, settings.kept_in, settings.cache_bytes, exact)
     engine.limit(settings.memory_bytes)
     return engine
 

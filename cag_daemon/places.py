@@ -1,7 +1,8 @@
 """The paths that are ours: what is kept on this machine, where, and who writes it. `clean` deletes these and no others.
 
     cache directory    quantized/<model>-<kind>-<16 hex>/   engine/kept_weights: weights held in 8 or 4 bits
-    (a setting)        caches/<file>-<16 hex>/              KV caches of a document; not built yet
+    (a setting)        caches/<file>-<16 hex>/              engine/store: KV caches of a document
+                       self-tests/<model>-<16 hex>/         engine/self_test: whether refreshing is exact here
                        …/.<name>.<random>                   work that is under way, or was interrupted
     state folder       pulled/<model>-<16 hex>.json         brought: what `pull` brought into the hub's cache
     log folder         *.log, *.log.1 …                     not built yet
@@ -36,10 +37,11 @@ TAG_TEXT = (
     "# This folder is a cache of cag-daemon; `cag-daemon clean` empties it. Backups may leave it out.\n"
     "# What this file is for: https://bford.info/cachedir/\n"
 )
-QUANTIZED, CACHES, PULLED = "quantized", "caches", "pulled"
+QUANTIZED, CACHES, SELF_TESTS, PULLED = "quantized", "caches", "self-tests", "pulled"
 OURS = {
     QUANTIZED: (re.compile(r"[\w.-]+-int[48]-[0-9a-f]{16}"), "quantised weights"),
     CACHES: (re.compile(r"[\w.-]+-[0-9a-f]{16}"), "KV cache of a document"),
+    SELF_TESTS: (re.compile(r"[\w.-]+-[0-9a-f]{16}"), "result of a self-test"),
 }
 LOG = re.compile(r"[\w.-]+\.log(?:\.\d+)?")
 UNDER_WAY_SECONDS = 3600  # what has not been written to for so long was interrupted
@@ -94,9 +96,23 @@ def runtime_folder() -> Path:
 def document_folder(cache_directory: str | Path, document: Path) -> Path:
     """Where the KV caches of a document are kept, whether there are any or not."""
     path = _absolute(document)
-    name = re.sub(r"[^\w.-]+", "-", path.name)[:80]
-    key = hashlib.sha256(path.as_uri().encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return _absolute(cache_directory) / CACHES / f"{name}-{key}"
+    return _absolute(cache_directory) / CACHES / _named(path.name, path.as_uri())
+
+
+def self_test_folder(cache_directory: str | Path, model: str, key: str) -> Path:
+    """Where it is kept what the self-test found for a model in the environment that the key stands for."""
+    return _absolute(cache_directory) / SELF_TESTS / _named(model, key)
+
+
+def self_test_folders(cache_directory: str | Path) -> list[Path]:
+    """All of those that there are."""
+    pattern, _ = OURS[SELF_TESTS]
+    return [each for each in entries_of(_absolute(cache_directory) / SELF_TESTS) if pattern.fullmatch(each.name)]
+
+
+def _named(name: str, key: str) -> str:
+    readable = re.sub(r"[^\w.-]+", "-", name)[:80]
+    return f"{readable}-{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
 
 
 def make_cache_folder(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -92,6 +93,16 @@ def default_chunk(device: torch.device, dtype: torch.dtype) -> int:
     if device.type != "cpu":
         return DEFAULT_CHUNK
     return DEFAULT_CHUNK_CPU if dtype == torch.float32 else DEFAULT_CHUNK_CPU_HALF
+
+
+def environment(device: torch.device) -> str:
+    """What may change bits though nobody would think so: the system, and the driver."""
+    import torch
+
+    parts = [platform.platform(), platform.machine()]
+    if device.type == "cuda":
+        parts.append(str(torch.cuda.get_device_properties(device)))
+    return " · ".join(parts)
 
 
 def unused_gpu() -> str | None:

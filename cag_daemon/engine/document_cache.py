@@ -171,13 +171,14 @@ class DocumentCaches:
 
     Args:
         budget: bytes that all may take together.
-        on_dropped: told the name of each document whose cache had to leave.
+        on_leaving, on_dropped: told the name of each document whose cache has to leave, and when it has.
 
     Attributes:
         begun: readings that were broken off before there was anything to answer from, to be gone on with.
     """
 
     budget: int
+    on_leaving: Callable[[str], object] | None = None
     on_dropped: Callable[[str], object] | None = None
     begun: dict[str, TextCache] = field(default_factory=dict)
     _documents: dict[str, DocumentCache] = field(default_factory=dict)
@@ -241,6 +242,8 @@ class DocumentCaches:
         for name in [name for name in self._documents if name != document]:
             if total() <= self.budget:
                 return
+            if self.on_leaving:
+                self.on_leaving(name)
             del self._documents[name]
             if self.on_dropped:
                 self.on_dropped(name)

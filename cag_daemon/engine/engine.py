@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable
@@ -54,9 +55,14 @@ class Engine:
 
     Args:
         loaded: the model.
-        on_dropped: told the name of each document whose cache had to leave memory for another's, or was wrong.
+        on_dropped: told the name of each document whose cache had to leave memory for another's; if it was to be kept
+            on disk, it is there.
         keep_in: the cache directory; None: nothing is kept on disk.
         keep_bytes: see `SegmentStore`.
+        exact: whether what is read after an edit has the bits of a fresh reading here, see `self_test`; False: after
+            every edit a text is read from its beginning, and nothing is kept on disk.
+        on_wrong: told the name of each document whose cache is not to be answered from, as what was on disk was not
+            what it should be.
 
     Raises:
         ModelFailed: see `PromptTemplate`.
@@ -68,15 +74,17 @@ class Engine:
         on_dropped: Callable[[str], object] | None = None,
         keep_in: str | None = None,
         keep_bytes: int | None = None,
+        exact: bool = True,
+        on_wrong: Callable[[str], object] = lambda document: None,
     ) -> None:
         self.loaded = loaded
-        self._on_dropped = on_dropped
+        self._exact, self._on_wrong = exact, on_wrong
         self.keeping: Keeping | None = None
         self.keep(keep_in, keep_bytes)
         on = {each.device for each in loaded.model.parameters()} - {torch.device("meta")}
         self._half_of_free = sum(free(device) for device in on) // 2
         self._bytes_per_token = bytes_per_token(loaded.model.config, loaded.model.dtype)
-        self._caches = DocumentCaches(self._half_of_free, on_dropped)
+        self._caches = DocumentCaches(self._half_of_free, self._leaving, on_dropped)
         self._templates: dict[str, PromptTemplate] = {}
         self._template(None)  # what is wrong with it is known now, not with the first document
 
@@ -216,14 +224,18 @@ class Engine:
     def keep(self, cache_directory: str | None, most_bytes: int | None) -> None:
         """Keep caches on disk there from now on; None: nowhere."""
         self.keeping = None
-        if cache_directory is not None and self.loaded.key:
+        if cache_directory is not None and self.loaded.key and self._exact:
             self.keeping = Keeping(self.loaded, cache_directory, most_bytes, self._wrong)
 
     def _wrong(self) -> None:
         """What was restored is not what it should be: nothing that may have begun with it answers any more."""
         for document in self._caches.forget_all():
-            if self._on_dropped:
-                self._on_dropped(document)
+            self._on_wrong(document)
+
+    def _leaving(self, document: str) -> None:
+        """A document's cache makes room for another: what is to be on disk goes there now."""
+        if self.keeping is not None:
+            self.keeping.finish(document)
 
     def limit(self, memory_bytes: int | None) -> None:
         """Set how many bytes all caches may take together; None: half of what was free after loading."""
@@ -307,7 +319,8 @@ class Engine:
         self._caches.make_room((capacity + ends) * self._bytes_per_token, document)
         if cache is not None:
             return cache
-        cache = TextCache(InPlaceCache(self.loaded.model.config, capacity), self.loaded.chunk)
+        part = self.loaded.chunk if self._exact else sys.maxsize  # a text that is not all the same is kept nothing of
+        cache = TextCache(InPlaceCache(self.loaded.model.config, capacity), part)
         known = [] if force else self._caches.all()
         if known:
             cache.copy_from(max(known, key=lambda each: each.known(ids)), ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from cag_daemon.engine.cag import ShouldStop, prefill
+from cag_daemon.engine.devices import environment
 from cag_daemon.engine.document_cache import TextCache, common_length
 from cag_daemon.engine.kv_cache import bytes_per_token
 from cag_daemon.engine.model import LoadedModel
@@ -57,7 +57,7 @@ class Keeping:
     ) -> None:
         self._loaded, self._cache_directory, self._on_wrong = loaded, cache_directory, on_wrong
         folder = Path(cache_directory).expanduser() / CACHES
-        self._store = SegmentStore(folder, loaded.key, loaded.chunk, most_bytes, _environment(loaded))
+        self._store = SegmentStore(folder, loaded.key, loaded.chunk, most_bytes, environment(loaded.model.device))
         self._tasks: dict[str, Task] = {}
 
     def restore(self, document: str, file: str, version: str, cache: TextCache, ids: list[int]) -> int:
@@ -111,7 +111,20 @@ class Keeping:
 
     def work(self, should_stop: ShouldStop | None = None) -> None:
         """Do a small piece of what there is to do: one segment is verified, or written."""
-        document, task = next(iter(self._tasks.items()))
+        self._work(*next(iter(self._tasks.items())), should_stop)
+
+    def finish(self, document: str | None = None, until: Callable[[], bool] = lambda: False) -> None:
+        """Write what is to be written, without verifying, until it is done or time is up.
+
+        Args:
+            document: that one, which leaves memory; None: all.
+        """
+        for each in [document] if document is not None else list(self._tasks):
+            while (task := self._tasks.get(each)) is not None and not until():
+                task.doubtful = None
+                self._work(each, task)
+
+    def _work(self, document: str, task: Task, should_stop: ShouldStop | None = None) -> None:
         if task.cache.ids != task.ids or not task.cache.buffer.layers:
             del self._tasks[document]  # overtaken: the newer text has a task of its own
         elif task.doubtful is not None:
@@ -126,13 +139,6 @@ class Keeping:
             del self._tasks[document]
             if task.write:
                 task.text.finish(task.version)
-
-    def finish(self, until: Callable[[], bool] = lambda: False) -> None:
-        """Write what is to be written, without verifying, until it is done or time is up."""
-        for task in self._tasks.values():
-            task.doubtful = None
-        while self._tasks and not until():
-            self.work()
 
     def _text(self, file: str, ids: list[int]) -> StoredText:
         return self._store.text(document_folder(self._cache_directory, Path(file)), ids)
@@ -184,11 +190,3 @@ class Keeping:
             )
             task.text.drop()
         return same
-
-
-def _environment(loaded: LoadedModel) -> str:
-    """What may change bits though nobody would think so: the system, and the driver."""
-    parts = [platform.platform(), platform.machine()]
-    if loaded.model.device.type == "cuda":
-        parts.append(str(torch.cuda.get_device_properties(loaded.model.device)))
-    return " · ".join(parts)

@@ -164,12 +164,15 @@ class Worker:
             asked = {each.name: getattr(message, each.name) for each in fields(Wanted)}
             loaded = load_model(Wanted(**asked), progress)
             from cag_daemon.engine.engine import Engine
+            from cag_daemon.engine.self_test import self_test
 
             self._engine = Engine(
                 loaded,
                 lambda document: self._send(messages.Dropped(document)),
                 message.cache_directory,
                 message.cache_bytes,
+                self_test(loaded, message.cache_directory).passed,
+                lambda document: self._send(messages.Dropped(document, wrong=True)),
             )
             self._engine.limit(self._limit.memory_bytes)
         except RequestFailed as error:

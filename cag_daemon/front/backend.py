@@ -71,7 +71,7 @@ class Backend:
     Args:
         settings: what to load; the worker keeps them for life.
         on_change: called when ``state`` has changed.
-        on_dropped: called with the name of a document whose cache had to leave memory.
+        on_dropped: called with the name of a document whose cache had to leave memory, and whether it was wrong.
         on_gone: called when a worker ended that nobody had stopped.
     """
 
@@ -79,7 +79,7 @@ class Backend:
         self,
         settings: Settings,
         on_change: Callable[[], None],
-        on_dropped: Callable[[str], None],
+        on_dropped: Callable[[str, bool], None],
         on_gone: Callable[[WorkerGone], None],
     ) -> None:
         self.settings = settings
@@ -273,7 +273,7 @@ class Backend:
 
     def _hand_out(self, message: Message) -> None:
         if isinstance(message, messages.Dropped):
-            self._on_dropped(message.document)
+            self._on_dropped(message.document, message.wrong)
             return
         future, on_event = self._open.get(getattr(message, "job", 0), (None, None))
         if future is None or on_event is None or future.done():

@@ -407,10 +407,13 @@ class Session:
 
     # ── the worker's life ──
 
-    def _dropped(self, uri: str) -> None:
+    def _dropped(self, uri: str, wrong: bool) -> None:
         for document in self.documents.values():
             if document.uri == uri:
                 document.held = None
+                document.due = document.due or (wrong and document.known is not None)
+        if wrong:
+            self.reader.next()
         self._on_status()
 
     def _worker_gone(self, gone: WorkerGone) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.client import Client
 from tests.daemon.conftest import Daemons
 from tests.documents import LIGHTHOUSE
+from tests.engine.caches import forge
 
 QUESTION, EXPECTED = "Where is the logbook kept?", "oak chest"
 
@@ -76,3 +77,23 @@ def test_an_edit_costs_what_comes_behind_it(daemon: Daemons) -> None:
     assert client.request("cag/refresh", {}).result()["tokens"] == {"total": total, "kept": total, "computed": 0}
     forced = client.request("cag/refresh", {"force": True}).result()["tokens"]
     assert forced == {"total": total, "kept": 0, "computed": total}
+
+
+@pytest.mark.exhaustive
+def test_a_cache_that_is_wrong_is_read_again_at_once(daemon: Daemons, tmp_path: Path) -> None:
+    """Found out when things are quiet, and mended before anybody asks."""
+    workspace, caches = daemon.workspace(), tmp_path / "caches"
+    options = {"cacheDirectory": str(caches)}
+    first = daemon(folders=[workspace], options=options)
+    total = first_cost(first)["total"]
+    first.stop()
+    forge(caches)
+    second = daemon(folders=[workspace], options=options)
+    assert first_cost(second)["computed"] == 0
+    second.wait_until(lambda: len(second.messages("cag/documentChanged")) > 1, 60, "reading again")
+    assert second.messages("cag/documentChanged")[-1]["params"]["tokens"] == {
+        "total": total,
+        "kept": 0,
+        "computed": total,
+    }
+    assert EXPECTED in second.answer(QUESTION)

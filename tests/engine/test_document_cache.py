@@ -102,7 +102,7 @@ def cached(first: int) -> DocumentCache:
 @pytest.fixture
 def three() -> tuple[DocumentCaches, list[str]]:
     dropped: list[str] = []
-    caches = DocumentCaches(10 * SIZE, dropped.append)
+    caches = DocumentCaches(10 * SIZE, on_dropped=dropped.append)
     for number, name in enumerate("abc"):
         caches.put(name, cached(number))
     return caches, dropped

@@ -16,10 +16,10 @@ from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
 from cag_daemon.engine.model import load_model
 from cag_daemon.engine.prompt import PromptTemplate
 from cag_daemon.errors import DocumentTooLong, ModelFailed, OutOfMemory, Postponed, QuestionTooLong, Stopped
+from tests.engine.caches import BAKERY, CHUNK, After, fresh, identical, kv
 from tests.models import embedded_tokenizer, loaded_random
 
 ENGINE = settings(settings.get_profile("engine"), max_examples=15)
-BAKERY = "The bakery opens at six. Anna bakes the rye bread. The oven was built in 1912 by Tom Reed.\n"
 TOKENIZER = embedded_tokenizer()
 
 
@@ -32,27 +32,6 @@ def embedded() -> Any:
 def engine() -> Engine:
     """A tiny random model that reads 16 tokens at a time and sees 1024."""
     return Engine(loaded_random(TOKENIZER))
-
-
-def kv(engine: Engine, document: str = "d") -> list[torch.Tensor]:
-    cached = engine._caches._documents[document]
-    buffer, ids = cached.cache.buffer, cached.text.ids
-    assert cached.cache.ids == ids
-    assert {layer.get_seq_length() for layer in buffer.layers} == {len(ids)}
-    return [t.clone() for layer in buffer.layers for t in (layer.keys, layer.values)]
-
-
-def identical(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    return all(map(torch.equal, one, other))
-
-
-class After:
-    def __init__(self, asked: int) -> None:
-        self.left = asked
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def test_a_reading_that_nobody_waits_for_is_put_off_when_it_takes_long(
@@ -315,18 +294,6 @@ def test_running_out_of_memory_leaves_the_previous_version(engine: Engine, monke
 
 
 # ── refreshing ──
-
-CHUNK = 16
-_fresh: dict[str, tuple[list[torch.Tensor], Any]] = {}
-
-
-def fresh(engine: Engine, text: str) -> tuple[list[torch.Tensor], Any]:
-    """Keys and values, and an answer, where the text is read from nothing."""
-    if text not in _fresh:
-        other = Engine(engine.loaded)
-        other.prepare("d", text, text)
-        _fresh[text] = kv(other), other.ask("d", "Why?", max_new_tokens=4)
-    return _fresh[text]
 
 
 def common(one: list[int], other: list[int]) -> int:

@@ -25,7 +25,7 @@ from cag_daemon.engine import store
 from cag_daemon.engine.engine import Engine
 from cag_daemon.errors import OutOfMemory
 from cag_daemon.places import CACHES, document_folder
-from tests.engine.test_engine import BAKERY, CHUNK, fresh, identical, kv
+from tests.engine.caches import BAKERY, CHUNK, forge, fresh, identical, kv
 from tests.models import embedded_tokenizer, loaded_random
 
 TOKENIZER = embedded_tokenizer()
@@ -261,16 +261,6 @@ def test_whatever_was_written_and_lost_the_cache_is_a_fresh_one(
 # ── verified ────────────────────────────────────────────────────────────────────────────────
 
 
-def forge(folder: Path) -> None:
-    """All segments as from a model that computes otherwise, with right checksums: nothing but computing can tell."""
-    for file in segments(folder):
-        tensors = {name: tensor * 1.001 for name, tensor in load_file(file).items()}
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata()
-        metadata["crc"] = str(store._sum(tensors["keys"], tensors["values"]))
-        save_file(tensors, file, metadata)
-
-
 def test_what_this_machine_would_not_make_of_it_is_thrown_away(
     start: Start, folder: Path, document: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -279,7 +269,7 @@ def test_what_this_machine_would_not_make_of_it_is_thrown_away(
     written(engine)
     forge(folder)
     dropped: list[str] = []
-    second = Engine(LOADED, dropped.append, str(folder), None)
+    second = Engine(LOADED, keep_in=str(folder), on_wrong=dropped.append)
     assert read(second, document).computed == 0
     with caplog.at_level(logging.WARNING):
         written(second)
@@ -298,7 +288,7 @@ def test_in_a_new_environment_it_is_verified_before_anybody_is_answered(
     read(engine, document)
     written(engine)
     forge(folder)
-    monkeypatch.setattr(module, "_environment", lambda loaded: "another kernel")
+    monkeypatch.setattr(module, "environment", lambda device: "another kernel")
     second = start()
     assert read(second, document).kept == 0
     assert identical(kv(second), kv(engine))
@@ -392,7 +382,7 @@ def test_a_wrong_cache_answers_nobody_under_any_name(start: Start, folder: Path,
     written(engine)
     forge(folder)
     dropped: list[str] = []
-    second = Engine(LOADED, dropped.append, str(folder), None)
+    second = Engine(LOADED, keep_in=str(folder), on_wrong=dropped.append)
     read(second, document)
     assert read(second, document + ".copy", name="e").computed == 0  # the same text: they share it
     written(second)
@@ -407,7 +397,7 @@ def test_an_edit_does_not_save_a_wrong_cache_from_being_found_out(start: Start, 
     written(engine)
     forge(folder)
     dropped: list[str] = []
-    second = Engine(LOADED, dropped.append, str(folder), None)
+    second = Engine(LOADED, keep_in=str(folder), on_wrong=dropped.append)
     read(second, document)
     read(second, document, TEXT + "More.", saved=False)  # before there was time to look
     written(second)
@@ -455,3 +445,19 @@ def test_memory_that_ends_while_restoring_leaves_the_text_before_it(
     with pytest.raises(OutOfMemory, match="Memory ran out while reading"):
         read(engine, document, "Another. " + TEXT)
     assert identical(kv(engine), before)
+
+
+def test_what_leaves_memory_for_another_goes_to_the_disk(start: Start, folder: Path, tmp_path: Path) -> None:
+    engine = start()
+    one, two, unsaved = (str(tmp_path / f"{name}.txt") for name in ("one", "two", "unsaved"))
+    size = read(engine, one, name="one").bytes
+    read(engine, unsaved, "Unsaved. " + TEXT, saved=False, name="unsaved")
+    engine.limit(size)
+    assert not engine.has("one")
+    read(engine, two, "Two. " + TEXT, name="two")
+    assert [each.name.split("-")[0] for each in (folder / CACHES).iterdir() if each.is_dir()] == ["one.txt"]
+    assert engine.keeping is not None
+    assert engine.keeping._tasks.keys() == {"two"}  # nothing else holds on to the memory
+    again = read(engine, one, name="one")
+    assert (again.kept, again.computed) == (again.tokens, 0)
+    assert identical(kv(engine, "one"), fresh(engine, TEXT)[0])
