@@ -126,41 +126,38 @@ def document(loaded: LoadedModel, tokens: int) -> list[str]:
     return lines(round(tokens / each))
 
 
-def edits(folder: Path, tokens: int, times: int) -> tuple[list[Edit], int]:
-    """Edits of a document at some places; each is measured with a reading of everything beside it."""
+def edits(folder: Path, tokens: int) -> tuple[list[Edit], int]:
+    """Edits of a document at some places, each undone before the next."""
     loaded = model(folder / "small", "small")
     text = document(loaded, tokens)
-    found = [edit(loaded, "nothing changed", text, text, times)]
+    engine = Engine(loaded)
+    everything = [read(engine, "\n".join(text), force=True)[1] for _ in range(2)]
+    reading = min(everything)
+    found = [edit(engine, "nothing changed", text, text, reading)]
     for place in PLACES:
         at = min(len(text) - 1, round(place * len(text)))
         changed = [*text[:at], text[at].replace(" put ", " laid "), *text[at + 1 :]]
-        found.append(edit(loaded, f"a word at {place:.0%}", text, changed, times))
-    found.append(edit(loaded, "a line appended", text, [*text, "The end of it was written by Klara."], times))
+        found.append(edit(engine, f"a word at {place:.0%}", text, changed, reading))
+    found.append(edit(engine, "a line appended", text, [*text, "The end of it was written by Klara."], reading))
     return found, loaded.chunk
 
 
-def edit(loaded: LoadedModel, what: str, before: list[str], after: list[str], times: int) -> Edit:
-    """One edit, several times on a fresh engine; the counts are the same each time."""
+def edit(engine: Engine, what: str, before: list[str], after: list[str], reading: float) -> Edit:
+    """One edit, and its undoing; ``reading``: seconds that all of it takes."""
+    template = PromptTemplate(engine.loaded.tokenizer, DEFAULT_SYSTEM_PROMPT)
     texts = ["\n".join(each) for each in (before, after)]
-    template = PromptTemplate(loaded.tokenizer, DEFAULT_SYSTEM_PROMPT)
     one, other = (template.document_ids(text) for text in texts)
     first = len(other) if one == other else common_length(one, other)
-    refreshing, reading = [], []
-    for _ in range(times):
-        engine = Engine(loaded)
-        read(engine, texts[0])
-        refreshed, took = read(engine, texts[1])
-        refreshing.append(took)
-        reading.append(read(Engine(loaded), texts[1])[1])
+    refreshed, took = read(engine, texts[1])
+    assert read(engine, texts[0])[0].computed == 0, "undoing costs nothing"
     if one == other:
         allowed = 0
     elif what.endswith("appended"):
-        allowed = 2 * loaded.chunk
+        allowed = 2 * engine.loaded.chunk
     else:
-        allowed = refreshed.tokens - first + loaded.chunk
+        allowed = refreshed.tokens - first + engine.loaded.chunk
     place = None if one == other else first / refreshed.tokens
-    ratio = statistics.median(refreshing) / statistics.median(reading)
-    return Edit(what, place, refreshed.tokens, refreshed.computed, allowed, ratio)
+    return Edit(what, place, refreshed.tokens, refreshed.computed, allowed, took / reading)
 
 
 def restart(folder: Path, shape: str, tokens: int, times: int) -> tuple[Restart, Memory]:
@@ -193,10 +190,10 @@ def restart(folder: Path, shape: str, tokens: int, times: int) -> tuple[Restart,
     )
 
 
-def read(engine: Engine, text: str, file: str | None = None) -> tuple[Reading, float]:
+def read(engine: Engine, text: str, file: str | None = None, *, force: bool = False) -> tuple[Reading, float]:
     """Have the engine know a text; what it cost, and seconds."""
     before = time.perf_counter()
-    found = engine.prepare("document", str(hash(text)), text, file=file, saved=True)
+    found = engine.prepare("document", str(hash(text)), text, file=file, saved=True, force=force)
     return found, time.perf_counter() - before
 
 
@@ -250,13 +247,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.refresh", description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="0.5b", help="of the model that is restarted (default 0.5b)")
     parser.add_argument("--tokens", type=int, default=8000, help="of the edited document, about (default 8000)")
-    parser.add_argument("--times", type=int, default=3, help="each is measured, but reading at --shape (default 3)")
+    parser.add_argument("--times", type=int, default=3, help="a restart is measured (default 3)")
     parser.add_argument("--plot", type=Path, help="draw the edits into this file (.png, .svg)")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of tables")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as name, Console(stderr=True).status("Measuring …"):
-        found, chunk = edits(Path(name), options.tokens, options.times)
+        found, chunk = edits(Path(name), options.tokens)
         started, memory = restart(Path(name), options.shape, options.tokens // 2, options.times)
     if options.plot:
         plot(options.plot, found, chunk)

@@ -131,6 +131,7 @@ class Loaded(Message):
         parameters, bytes: its size.
         chunk: tokens that are read at a time.
         context: tokens the model can see at once.
+        reads: tokens of a document up to which its answers are good; None: nobody has measured it.
     """
 
     job: int
@@ -143,6 +144,7 @@ class Loaded(Message):
     bytes: int
     chunk: int
     context: int
+    reads: int | None = None
 
 
 @dataclass(frozen=True)

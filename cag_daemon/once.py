@@ -80,12 +80,15 @@ def ask_once(question: str, as_json: bool, settings: Settings) -> int:
         {"name": engine.loaded.name, "quantization": engine.loaded.quantization},
         "current",
         {"queued": 0, "firstToken": times["total"], **times},
+        engine.loaded.reads,
     )
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
     else:
         print()
         _show_places(result["citations"], path, document, terminal)
+        if "notice" in result:
+            terminal.print(result["notice"], style="dim")
         if result["finishReason"] == "length":
             terminal.print(f"Cut at {answer.generated} tokens; more with --max-new-tokens.", style="dim")
     if engine.keeping is not None and engine.keeping.busy:

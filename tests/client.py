@@ -124,7 +124,8 @@ DOCUMENT = {
     "bytes?": count,
     "secondsLeft?": number,
     "reason?": str,
-    "cached?": {"version": hexadecimal, "tokens": count},
+    "cached?": {"version": hexadecimal, "tokens": count, "computed": number},
+    "notice?": str,
 }
 STATUS = {
     "state": STATES,
@@ -155,6 +156,7 @@ ANSWER = {
     "citations": [{"answerRange": [count], "location": LOCATION, "match": {"exact"}}],
     "tokens": {"cached": count, "prompt": count, "generated": count, "drafted": count, "accepted": count},
     "milliseconds": {"queued": number, "firstToken": number, "total": number},
+    "notice?": str,
 }
 CHANGED = {
     "document": {"uri": str, "version": hexadecimal},

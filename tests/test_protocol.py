@@ -223,7 +223,7 @@ def test_the_result_of_ask_is_that_of_the_table() -> None:
     answered = messages.Answered(1, text.version, "The cat sleeps in a copper kettle.", "stop", 20, 9, 8)
     milliseconds = {"queued": 1, "firstToken": 2, "total": 3}
     model = {"name": "m", "quantization": "none"}
-    result = protocol.ask_result(answered, text, "file:///d", model, "current", milliseconds)
+    result = protocol.ask_result(answered, text, "file:///d", model, "current", milliseconds, 10)
     assert set(result) == set(rows)
     for key in ("model", "document", "tokens", "milliseconds"):
         assert set(result[key]) == set(shape(words(rows[key])[0])), key  # type: ignore[literal-required]

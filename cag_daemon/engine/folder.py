@@ -1,7 +1,8 @@
 """A model folder: whether it is whole and ours to load, and what is in it. Without torch.
 
 A folder may hold a ``cag.json`` that says what its model was made for:
-``{"name", "systemPrompt", "dtype", "standIn"}``, each of them optional.
+``{"name", "systemPrompt", "dtype", "standIn", "reads"}``, each of them optional; ``reads``: tokens of a document up to
+which its answers are good, as measured.
 """
 
 from __future__ import annotations

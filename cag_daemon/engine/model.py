@@ -57,6 +57,12 @@ class LoadedModel:
     quantization: str = "none"
     key: str = ""
 
+    @property
+    def reads(self) -> int | None:
+        """Tokens of a document up to which its answers are good; None: nobody has measured it."""
+        reads = self.spec.get("reads")
+        return reads if isinstance(reads, int) else None
+
 
 def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = lambda percent: None) -> LoadedModel:
     """Load a Mistral from disk.

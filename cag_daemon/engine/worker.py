@@ -189,6 +189,7 @@ class Worker:
             bytes=loaded.bytes,
             chunk=loaded.chunk,
             context=loaded.context,
+            reads=loaded.reads,
         )
 
     def _prepare(self, message: Prepare) -> Message:

@@ -40,7 +40,7 @@ class Held:
     Attributes:
         text, system_prompt: what was read.
         sequence: which of the document's texts that is.
-        tokens: with the template around it.
+        tokens, computed: with the template around it; and how many of them were not kept, or copied from the disk.
         limit: of tokens, before room for an answer is taken off.
         bytes: that the cache takes.
     """
@@ -49,6 +49,7 @@ class Held:
     sequence: int
     system_prompt: str | None
     tokens: int
+    computed: int
     limit: int
     bytes: int
 

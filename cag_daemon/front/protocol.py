@@ -140,10 +140,11 @@ class Model(TypedDict):
 
 
 class Cached(TypedDict):
-    """The last whole cache of a document."""
+    """The last whole cache of a document: of ``tokens`` so many had to be computed, the others were kept."""
 
     version: str
     tokens: int
+    computed: int
 
 
 class Document(TypedDict):
@@ -161,6 +162,7 @@ class Document(TypedDict):
     bytes: NotRequired[int]
     secondsLeft: NotRequired[int]
     cached: NotRequired[Cached]
+    notice: NotRequired[str]
 
 
 class Status(TypedDict):
@@ -206,6 +208,7 @@ class AskResult(TypedDict):
     citations: list[dict[str, Any]]
     tokens: AskTokens
     milliseconds: dict[str, int]
+    notice: NotRequired[str]
 
 
 class Located(TypedDict):
@@ -241,9 +244,15 @@ def ask_result(
     model: dict[str, str],
     snapshot: Literal["current", "previous"],
     milliseconds: dict[str, int],
+    reads: int | None,
 ) -> AskResult:
-    """The result of ``cag/ask``; ``text``: what was answered from, where the answer's words are looked for."""
-    return {
+    """The result of ``cag/ask``.
+
+    Args:
+        text: what was answered from, where the answer's words are looked for.
+        reads: see `notice`.
+    """
+    result: AskResult = {
         "answer": answered.text,
         "finishReason": "length" if answered.finish_reason == "length" else "stop",
         "model": model,
@@ -259,6 +268,23 @@ def ask_result(
         },
         "milliseconds": milliseconds,
     }
+    if (words := notice(model["name"], reads, answered.cached)) is not None:
+        result["notice"] = words
+    return result
+
+
+def notice(model: str, reads: int | None, tokens: int) -> str | None:
+    """What to say where a document is longer than a model is good for; None: it is not.
+
+    Args:
+        reads: tokens up to which it is good; None: nobody has measured it.
+    """
+    if reads is None or tokens <= reads:
+        return None
+    return (
+        f"The document has {tokens:,} tokens, and the {model} model is good for about {reads:,}: "
+        "look at what it quotes. A real Mistral reads more: run `cag-daemon pull`."
+    )
 
 
 class RefreshTokens(TypedDict):

@@ -194,7 +194,9 @@ class Reader:
         else:
             document.deaths = ("", 0)
             limit = prepared.max_tokens + settings.max_new_tokens
-            document.held = Held(text, sequence, settings.system_prompt, prepared.tokens, limit, prepared.bytes)
+            document.held = Held(
+                text, sequence, settings.system_prompt, prepared.tokens, prepared.computed, limit, prepared.bytes
+            )
             if sequence == document.sequence:
                 document.due = document.force = False
             if prepared.computed and prepared.milliseconds:

@@ -291,6 +291,7 @@ class Session:
                 {"name": name, "quantization": quantization},
                 "current" if newest else "previous",
                 {"queued": times.get("Began", total), "firstToken": times.get("FirstToken", total), "total": total},
+                model.reads if model is not None else None,
             )
 
     async def _answer(

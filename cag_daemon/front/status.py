@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cag_daemon.errors import DocumentNotFound, RequestFailed
 from cag_daemon.front import protocol
-from cag_daemon.front.document import Document
+from cag_daemon.front.document import Document, Held
 from cag_daemon.front.protocol import Status
 from cag_daemon.front.session import Session
 
@@ -83,7 +83,14 @@ def _ready(session: Session, documents: list[Document]) -> str:
         if (held := document.held) is not None
     ]
     model = session.backend.model
-    return f"Ready: {'; '.join(read)}." + (f" Model: {model.name} ({model.why})." if model is not None else "")
+    notices = [words for each in documents if each.held is not None and (words := _notice(session, each.held))]
+    told = f"Ready: {'; '.join(read)}." + (f" Model: {model.name} ({model.why})." if model is not None else "")
+    return " ".join([told, *notices[:1]])
+
+
+def _notice(session: Session, held: Held) -> str | None:
+    model = session.backend.model
+    return protocol.notice(model.name, model.reads, held.tokens) if model is not None else None
 
 
 def _percent(session: Session, state: protocol.State) -> int | None:
@@ -146,7 +153,9 @@ def _document(session: Session, document: Document) -> protocol.Document:
         status["version"] = document.known.version
     if held is not None:
         status["tokens"], status["bytes"], limit = held.tokens, held.bytes, held.limit
-        status["cached"] = {"version": held.text.version, "tokens": held.tokens}
+        status["cached"] = {"version": held.text.version, "tokens": held.tokens, "computed": held.computed}
+        if (words := _notice(session, held)) is not None:
+            status["notice"] = words
     if document.error is not None:
         status["state"] = "missing" if isinstance(document.error, DocumentNotFound) else "failed"
         status["message"] = document.error.message

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,7 @@ from tests.client import (
 )
 from tests.daemon.conftest import Daemons
 from tests.documents import BOOKSHOP, CAFE, GREENHOUSE, LIGHTHOUSE, Document
+from tests.models import EMBEDDED
 
 QUESTION, EXPECTED = "Where is the logbook kept?", "oak chest"
 
@@ -238,3 +242,32 @@ def test_other_documents_are_answered_truly(daemon: Daemons, document: Document)
 
 def test_nothing_is_written_beside_the_document(calm: Client) -> None:
     assert os.listdir(calm.folder) == ["document.txt"]  # noqa: PTH208
+
+
+def test_a_document_that_is_longer_than_the_model_is_good_for_is_answered_with_a_notice(
+    daemon: Daemons, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(EMBEDDED, model)
+    card = json.loads((model / "cag.json").read_text())
+    (model / "cag.json").write_text(json.dumps(card | {"name": "small", "reads": 100}))
+    client = daemon(flags=["--model", str(model)])
+    result = client.ask(QUESTION).result()
+    assert EXPECTED in result["answer"]
+    tokens = result["document"]["tokens"]
+    notice = f"The document has {tokens} tokens, and the small model is good for about 100: "
+    assert result["notice"].startswith(notice)
+    assert "cag-daemon pull" in result["notice"]
+    status = client.wait_status("ready")
+    assert status["documents"][0]["notice"] == result["notice"]
+    assert status["message"].endswith(result["notice"])
+    client.document.write_text("The cat sleeps in a copper kettle.\n", encoding="utf-8")
+    assert "notice" not in client.ask("Where does the cat sleep?").result()
+    assert "notice" not in client.wait_status("ready")["documents"][0]
+
+
+def test_up_to_what_it_is_good_for_there_is_no_notice(calm: Client) -> None:
+    assert "notice" not in calm.ask(QUESTION).result()
+    status = calm.wait_status("ready")
+    assert "notice" not in status["documents"][0]
+    assert "good for" not in status["message"]

@@ -21,6 +21,8 @@ def segments(folder: Path) -> list[Path]:
 def first_cost(client: Client) -> dict[str, int]:
     client.wait_status("ready")
     tokens: dict[str, int] = client.messages("cag/documentChanged")[0]["params"]["tokens"]
+    cached = client.status()["documents"][0]["cached"]
+    assert (cached["tokens"], cached["computed"]) == (tokens["total"], tokens["computed"])
     return tokens
 
 

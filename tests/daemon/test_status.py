@@ -263,7 +263,9 @@ def test_ready_tells_how_much_of_what_fits_is_used(calm: Client) -> None:
     status = calm.wait_status("ready")
     (document,) = status["documents"]
     assert status["short"] == f"ready · {document['tokens']} of 3.6k tokens"
-    assert document["cached"] == {"version": document["version"], "tokens": document["tokens"]}
+    cached = document["cached"]
+    assert (cached["version"], cached["tokens"]) == (document["version"], document["tokens"])
+    assert cached["computed"] in (0, cached["tokens"])  # another test may have left it on the disk
     assert "reason" not in status
     assert "percent" not in status
 

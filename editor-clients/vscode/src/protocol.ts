@@ -62,6 +62,7 @@ export interface AskResult {
   citations: Citation[];
   tokens: { cached: number; prompt: number; generated: number; drafted: number; accepted: number };
   milliseconds: { queued: number; firstToken: number; total: number };
+  notice?: string;
 }
 
 export interface Partial {
@@ -82,7 +83,8 @@ export interface DocumentStatus {
   maxTokens?: number;
   bytes?: number;
   secondsLeft?: number;
-  cached?: { version: string; tokens: number };
+  cached?: { version: string; tokens: number; computed: number };
+  notice?: string;
 }
 
 export interface Status {

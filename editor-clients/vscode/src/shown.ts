@@ -66,6 +66,9 @@ function notes(answer: Answer): Note[] {
   if (answer.changed && result?.snapshot !== 'previous') {
     found.push({ kind: 'warning', text: 'the document has changed since', action: { command: 'askAgain', title: 'Ask again' } });
   }
+  if (result?.notice) {
+    found.push({ kind: 'warning', text: result.notice });
+  }
   if (result?.citations.length === 0) {
     found.push({ kind: 'info', text: 'not found word for word in the document' });
   }

@@ -251,6 +251,9 @@ export const cases: Case[] = [
       assert.equal(answer.state, 'done', answer.problem?.message);
       assert.equal(answer.result?.snapshot, 'previous');
       assert.match(notes(answer), /answered from an earlier version/);
+      assert.doesNotMatch(notes(answer), /good for/);
+      const result = { ...answer.result, notice: 'The document has 2,900 tokens, and the model is good for about 1,000' };
+      assert.match(notes({ ...answer, result }), /is good for about 1,000/);
       await set('maxNewTokens', undefined);
       await write('The cat sleeps in a copper kettle.\n');
     },
@@ -278,12 +281,12 @@ export const cases: Case[] = [
         source: 'disk',
         version: 'b',
         secondsLeft: 6,
-        cached: { version: 'a', tokens: 1 },
+        cached: { version: 'a', tokens: 1, computed: 1 },
       } as const;
       assert.equal(waitsLong(document, 'b', 0), true);
       assert.equal(waitsLong({ ...document, secondsLeft: 4 }, 'b', 0), false);
       assert.equal(waitsLong({ ...document, secondsLeft: 4 }, 'b', 5100), true);
-      assert.equal(waitsLong({ ...document, cached: { version: 'b', tokens: 1 } }, 'b', 5100), false);
+      assert.equal(waitsLong({ ...document, cached: { version: 'b', tokens: 1, computed: 1 } }, 'b', 5100), false);
       assert.equal(waitsLong(document, 'a', 5100), false); // it came before the change: its version is cached
       assert.equal(waitsLong(document, undefined, 5100), false);
       assert.equal(waitsLong({ uri: 'file:///d', state: 'reading', source: 'disk', version: 'b', secondsLeft: 6 }, 'b', 5100), false);

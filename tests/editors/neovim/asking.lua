@@ -312,6 +312,9 @@ t.case('an answer from an earlier version says so, and from which model', functi
   t.has(lines, 'answered from an earlier version of document.txt')
   t.has(lines, 'Ministral 3B (int8) · version ')
   t.has(lines, ' · 1 min 23 s')
+  t.is(table.concat(lines, '\n'):find('good for', 1, true), nil)
+  answer.result.notice = 'The document has 2,900 tokens, and the embedded model is good for about 1,000'
+  t.has(require('cag.page').of(answer, { width = 80 }).lines, answer.result.notice)
 end)
 
 t.case('g? shows the keys, and hides them', function()

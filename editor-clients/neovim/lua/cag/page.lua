@@ -196,6 +196,9 @@ local function add_notes(page, answer)
   elseif answer.changed then
     page:add(('%s has changed since – %s asks again'):format(name, how('again')), 'CagWarning')
   end
+  if result.notice then
+    page:add(result.notice, 'CagWarning')
+  end
   local model = M.is_stand_in(result.model.name) and 'embedded model, a stand-in for a real Mistral'
     or result.model.name
   if result.model.quantization ~= 'none' then

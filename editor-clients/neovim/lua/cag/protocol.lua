@@ -103,6 +103,7 @@ M.CODES = { cancelled = -32800, cancelled_by_daemon = -32802, failed = -32803 }
 ---@field citations cag.Citation[]
 ---@field tokens { cached: integer, prompt: integer, generated: integer, drafted: integer, accepted: integer }
 ---@field milliseconds { queued: number, firstToken: number, total: number }
+---@field notice? string
 
 ---@class cag.Partial
 ---@field id string
@@ -121,7 +122,8 @@ M.CODES = { cancelled = -32800, cancelled_by_daemon = -32802, failed = -32803 }
 ---@field maxTokens? integer
 ---@field bytes? integer
 ---@field secondsLeft? number
----@field cached? { version: string, tokens: integer }
+---@field cached? { version: string, tokens: integer, computed: integer }
+---@field notice? string
 
 ---@class cag.ModelStatus
 ---@field name string
