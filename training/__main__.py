@@ -36,6 +36,7 @@ def main() -> None:
         seed=options.seed,
         threads=options.threads,
         workers=options.workers,
+        frozen=options.frozen,
         average=options.average,
         rates=Rates(options.matrices, options.norms, options.embeddings, decay=options.decay),
         curriculum=replace(Curriculum(), tokens=options.tokens, first=options.first or first, last=options.last),
@@ -69,6 +70,7 @@ def _options() -> argparse.Namespace:
     add("--norms", type=float, default=1e-3, help="rate of the norms, by AdamW (default: 0.001)")
     add("--embeddings", type=float, default=2e-4, help="rate of the embeddings, by AdamW (default: 0.0002)")
     add("--decay", type=float, default=0.6, help="part of the run in which the rates fall to almost 0 (default: 0.6)")
+    add("--frozen", type=int, default=0, help="so many first layers, and the embeddings, stay as they are (default: 0)")
     add("--average", type=float, default=0.0, help="keep so much of an average of weights at each step (default: 0)")
     return reader.parse_args()
 

@@ -42,13 +42,15 @@ class Optimiser:
 
     def __init__(self, model: TrainingModel, rates: Rates) -> None:
         self.rates = rates
-        self._matrices = [each for each in model.layers.parameters() if each.ndim == 2]
+        trained = [each for each in model.parameters() if each.requires_grad]
+        embeddings = [each for each in trained if each is model.embed_tokens.weight]
+        self._matrices = [each for each in model.layers.parameters() if each.ndim == 2 and each.requires_grad]
         self._momentum = [torch.zeros_like(each) for each in self._matrices]
-        norms = [each for each in model.parameters() if each.ndim == 1]
+        norms = [each for each in trained if each.ndim == 1]
         self._adam = torch.optim.AdamW(
             [
                 {"params": norms, "lr": rates.norms, "rate": rates.norms},
-                {"params": [model.embed_tokens.weight], "lr": rates.embeddings, "rate": rates.embeddings},
+                {"params": embeddings, "lr": rates.embeddings, "rate": rates.embeddings},
             ],
             betas=(0.9, 0.95),
             weight_decay=0.0,

@@ -97,6 +97,7 @@ def test_inside_the_extension_host(node: Path, vscode: dict[str, str], slow_mode
     assert "killed in mid-answer" in passed[-1]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(240)
 def test_through_the_window(node: Path, vscode: dict[str, str], slow_model: Path, tmp_path: Path) -> None:
     vsix = EXTENSION / "dist" / "cag-daemon.vsix"

@@ -146,6 +146,17 @@ def test_a_run_goes_on_where_it_was(tokenizer: Tokenizer, model: TrainingModel, 
     assert [json.loads(line)["what"] for line in log] == ["plan", "held out", "held out"]
 
 
+def test_what_is_frozen_stays_and_the_rest_learns(tokenizer: Tokenizer, model: TrainingModel, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run = Run(Plan(tmp_path, minutes=1e-4, curriculum=SMALL, frozen=3), model, tokenizer)
+    run.held_out = dict  # type: ignore[method-assign]
+    trained = run.go().state_dict()
+    changed = {name for name, value in trained.items() if not torch.equal(value, before[name])}
+    frozen = {name for name in trained if name.startswith(("embed", "layers.0.", "layers.1.", "layers.2."))}
+    assert len(frozen) == 1 + 3 * 9
+    assert changed == trained.keys() - frozen
+
+
 def test_rates_rise_and_fall() -> None:
     rates = Rates(warm=10, decay=0.5, least=0.02)
     assert rates.factor(0, 0.0) == pytest.approx(0.1)
