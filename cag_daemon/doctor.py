@@ -205,13 +205,13 @@ def _cache(settings: Settings) -> dict[str, Any]:
 
 
 def _self_tests(settings: Settings) -> list[dict[str, Any]]:
-    """What earlier starts found; the newest of each model."""
+    """What earlier starts found; the newest of each model, where and how it is held."""
     if settings.kept_in is None:
         return []
     try:
         from cag_daemon.engine.self_test import kept_results
 
-        results = {each.model: each for each in reversed(kept_results(settings.kept_in))}
+        results = {(each.model, each.device, each.dtype): each for each in reversed(kept_results(settings.kept_in))}
     except (ImportError, OSError):
         return []  # said above
     return [_self_test(each) for each in results.values()]

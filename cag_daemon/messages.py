@@ -95,6 +95,15 @@ class Forget(Message):
 
 
 @dataclass(frozen=True)
+class Saved(Message):
+    """What a document's cache was made of is what the file says now: it may be kept on disk."""
+
+    document: str
+    version: str
+    file: str
+
+
+@dataclass(frozen=True)
 class Limit(Message):
     """How many bytes all document caches may take together; None: half of what was free after loading."""
 

@@ -101,7 +101,7 @@ def environment(device: torch.device) -> str:
 
     parts = [platform.platform(), platform.machine()]
     if device.type == "cuda":
-        parts.append(str(torch.cuda.get_device_properties(device)))
+        parts += [str(torch.cuda.get_device_properties(device)), nvidia_name() or ""]
     return " · ".join(parts)
 
 

@@ -238,6 +238,8 @@ class DocumentCaches:
                 cache.forget(self.needed(cache))
         for name in [name for name in self.begun if name != document]:
             if total() > self.budget:
+                if self.on_leaving and name not in self._documents:
+                    self.on_leaving(name)
                 del self.begun[name]
         for name in [name for name in self._documents if name != document]:
             if total() <= self.budget:

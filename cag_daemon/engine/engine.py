@@ -22,6 +22,7 @@ from cag_daemon.engine.model import LoadedModel
 from cag_daemon.engine.prompt import PromptTemplate
 from cag_daemon.errors import DocumentTooLong, ModelFailed, OutOfMemory, Postponed, QuestionTooLong
 
+LEAVING_SECONDS = 1.0  # for writing down what leaves memory: somebody waits for the room
 LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -145,8 +146,10 @@ class Engine:
                 between_chunks,
             )
         self._caches.put(document, DocumentCache(text_read, cache))
-        if self.keeping is not None and file is not None:
-            self.keeping.keep(document, file, version, cache, ids, write=saved)
+        if file is not None:
+            if force and self.keeping is not None:
+                self.keeping.drop(document, file, ids)
+            self._keep(document, file, version, cache, ids, saved)
         took = round((time.monotonic() - began) * 1000)
         return Reading(version, len(ids), kept, len(ids) - kept, max_tokens, cache.bytes, took)
 
@@ -223,9 +226,21 @@ class Engine:
 
     def keep(self, cache_directory: str | None, most_bytes: int | None) -> None:
         """Keep caches on disk there from now on; None: nowhere."""
-        self.keeping = None
+        before, self.keeping = self.keeping, None
         if cache_directory is not None and self.loaded.key and self._exact:
             self.keeping = Keeping(self.loaded, cache_directory, most_bytes, self._wrong)
+            if before is not None:
+                self.keeping.carry_over(before)
+
+    def saved(self, document: str, version: str, file: str) -> None:
+        """What is cached of a document, if it is of that version, is what its file says now: it may be written."""
+        cached = self._caches.get(document)
+        if cached is not None and cached.text.version == version:
+            self._keep(document, file, version, cached.cache, cached.text.ids, True)
+
+    def _keep(self, document: str, file: str, version: str, cache: TextCache, ids: list[int], saved: bool) -> None:
+        if self.keeping is not None:
+            self.keeping.keep(document, file, version, cache, ids, write=saved)
 
     def _wrong(self) -> None:
         """What was restored is not what it should be: nothing that may have begun with it answers any more."""
@@ -233,9 +248,10 @@ class Engine:
             self._on_wrong(document)
 
     def _leaving(self, document: str) -> None:
-        """A document's cache makes room for another: what is to be on disk goes there now."""
+        """A document's cache makes room for another: what is to be on disk goes there, if that does not take long."""
         if self.keeping is not None:
-            self.keeping.finish(document)
+            late = time.monotonic() + LEAVING_SECONDS
+            self.keeping.finish(document, until=lambda: time.monotonic() > late)
 
     def limit(self, memory_bytes: int | None) -> None:
         """Set how many bytes all caches may take together; None: half of what was free after loading."""

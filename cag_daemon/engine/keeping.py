@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,12 +27,14 @@ class Task:
     """What is still to be done for a document's text.
 
     Attributes:
+        file: where the document is.
         doubtful: from which token to which it was copied from the disk, and nothing of that computed here; None: none.
         to_write: where the segments begin that are not on disk.
         write: whether it is to be there.
     """
 
     cache: TextCache
+    file: Path
     ids: list[int]
     version: str
     text: StoredText
@@ -77,7 +79,11 @@ class Keeping:
             cache.read(ids[len(cache.ids) : len(cache.ids) + keys.shape[2]])
         if len(cache.ids) == before:
             return 0
-        task = Task(cache, ids, version, text, (before, len(cache.ids)), [], write=False)
+        known, first = self._tasks.get(document), before
+        if known is not None and known.doubtful is not None and known.cache is cache:
+            # It was begun earlier, and broken off: that part has not been verified either.
+            first = min(before, known.doubtful[0])
+        task = Task(cache, Path(file), ids, version, text, (first, len(cache.ids)), [], write=False)
         if text.verified(version) or self._verified(document, task, None):
             self._tasks[document] = task
             return len(cache.ids) - before
@@ -92,13 +98,20 @@ class Keeping:
         """
         text, doubtful = self._text(file, ids), None
         known = self._tasks.get(document)
+        write = write or (known is not None and known.write and known.ids == ids)
         if known is not None and known.doubtful is not None and known.cache is cache:
             # What an edit has left of it is as doubtful as before.
             start, end = known.doubtful
             common = common_length(known.ids, ids)
             end = min(end, common if common == len(ids) == len(known.ids) else common - common % self._loaded.chunk)
             doubtful = (start, end) if end > start else None
-        self._tasks[document] = Task(cache, ids, version, text, doubtful, text.missing() if write else [], write)
+        missing = text.missing() if write else []
+        self._tasks[document] = Task(cache, Path(file), ids, version, text, doubtful, missing, write)
+
+    def drop(self, document: str, file: str, ids: list[int]) -> None:
+        """What is on disk of a document is not to be used again, whatever it is."""
+        self._text(file, ids).drop()
+        self._tasks.pop(document, None)
 
     def forget(self, document: str) -> None:
         """Nothing more is to be done for that document."""
@@ -117,20 +130,39 @@ class Keeping:
         """Write what is to be written, without verifying, until it is done or time is up.
 
         Args:
-            document: that one, which leaves memory; None: all.
+            document: that one, which leaves memory, and of which nothing is to be done afterwards; None: all.
         """
         for each in [document] if document is not None else list(self._tasks):
             while (task := self._tasks.get(each)) is not None and not until():
                 task.doubtful = None
                 self._work(each, task)
+        if document is not None:
+            self.forget(document)
+
+    def carry_over(self, other: Keeping) -> None:
+        """Have done here what is still to be done there, where caches were kept until now."""
+        for document, task in other._tasks.items():
+            text = self._text(str(task.file), task.ids)
+            missing = text.missing() if task.write else []
+            self._tasks[document] = replace(task, text=text, to_write=missing)
 
     def _work(self, document: str, task: Task, should_stop: ShouldStop | None = None) -> None:
-        if task.cache.ids != task.ids or not task.cache.buffer.layers:
-            del self._tasks[document]  # overtaken: the newer text has a task of its own
-        elif task.doubtful is not None:
+        try:
+            self._piece(document, task, should_stop)
+        except Exception:  # a cache that can't be kept costs a reading, one day; it is no error for anybody
+            log.exception("The cache of %s can't be kept on disk.", document)
+            self._tasks.pop(document, None)
+
+    def _piece(self, document: str, task: Task, should_stop: ShouldStop | None) -> None:
+        whole, held = task.cache.ids == task.ids, task.cache.ids
+        there = bool(task.cache.buffer.layers) and bool(held)
+        if task.doubtful is not None and there and held[: task.doubtful[1]] == task.ids[: task.doubtful[1]]:
+            # Also of a reading that was broken off: it will be gone on with.
             if not self._verified(document, task, should_stop):
                 self._tasks.clear()
                 self._on_wrong()
+        elif not whole or not there:
+            del self._tasks[document]  # overtaken: the newer text has a task of its own
         elif task.to_write:
             start = task.to_write.pop(0)
             if not task.text.save(start, self._segment(task, start)):

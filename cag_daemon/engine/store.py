@@ -128,7 +128,8 @@ class StoredText:
 
     def missing(self) -> list[int]:
         """Where the segments begin that are not on disk."""
-        return [number * self._store.chunk for number in range(len(self._names)) if not self._file(number).is_file()]
+        there = [os.path.isfile(self._file(at)) for at in range(len(self._names))]  # noqa: PTH113 (Path's may raise)
+        return [at * self._store.chunk for at, found in enumerate(there) if not found]
 
     def save(self, start: int, segment: Segment) -> bool:
         """Write the segment that begins there; whether that was possible."""
@@ -243,7 +244,9 @@ def _manifest(file: Path) -> dict[str, Any] | None:
         values = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return values if isinstance(values, dict) and values.get("format") == FORMAT else None
+    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("segments"), list):
+        return None
+    return values
 
 
 def _last_used(folder: Path) -> float:

@@ -75,13 +75,8 @@ class Worker:
                 return self._inbox.get()
             with suppress(queue.Empty):
                 return self._inbox.get(timeout=QUIET_SECONDS)
-            try:
-                while keeping.busy and self._inbox.empty():
-                    keeping.work(lambda: not self._inbox.empty())
-            except Exception:
-                log.exception("Caches can't be kept on disk.")
-                assert self._engine is not None
-                self._engine.keep(None, None)
+            while keeping.busy and self._inbox.empty():
+                keeping.work(lambda: not self._inbox.empty())
 
     # ── the thread that reads the pipe ──
 
@@ -125,6 +120,8 @@ class Worker:
                 self._engine.limit(message.memory_bytes)
         elif isinstance(message, messages.Keep) and self._engine:
             self._engine.keep(message.cache_directory, message.cache_bytes)
+        elif isinstance(message, messages.Saved) and self._engine:
+            self._engine.saved(message.document, message.version, message.file)
         elif isinstance(message, Forget) and self._engine:
             self._engine.forget(message.document)
 
@@ -246,7 +243,7 @@ class Worker:
                         self._cancelled.add(each.job)
             ready = isinstance(message, Ask) and engine.has(message.document)
             cancelled = getattr(message, "job", None) in self._cancelled
-            if ready or cancelled or isinstance(message, Forget | Limit | messages.Keep):
+            if ready or cancelled or isinstance(message, Forget | Limit | messages.Keep | messages.Saved):
                 self._serve(message)
             else:
                 self._waiting.append(message)

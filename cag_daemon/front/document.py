@@ -43,6 +43,7 @@ class Held:
         tokens, computed: with the template around it; and how many of them were not kept, or copied from the disk.
         limit: of tokens, before room for an answer is taken off.
         bytes: that the cache takes.
+        saved: whether the worker knows that this is what the file says.
     """
 
     text: Text
@@ -52,6 +53,7 @@ class Held:
     computed: int
     limit: int
     bytes: int
+    saved: bool
 
 
 @dataclass

@@ -195,7 +195,14 @@ class Reader:
             document.deaths = ("", 0)
             limit = prepared.max_tokens + settings.max_new_tokens
             document.held = Held(
-                text, sequence, settings.system_prompt, prepared.tokens, prepared.computed, limit, prepared.bytes
+                text,
+                sequence,
+                settings.system_prompt,
+                prepared.tokens,
+                prepared.computed,
+                limit,
+                prepared.bytes,
+                reading.saved,
             )
             if sequence == document.sequence:
                 document.due = document.force = False

@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,11 @@ class Session:
             return
         if document.known is not before and self.backend.error is not None:
             self.backend.retry()
+        held = document.held
+        if held is not None and not held.saved and document.source == "disk" and document.is_held(held.system_prompt):
+            # Typed, read, and only then saved: nothing is read for it, but now it may be kept on disk.
+            document.held = replace(held, saved=True)
+            self.backend.send(messages.Saved(document.uri, held.text.version, str(document.path)))
         document.due = not self.unloaded and self.reader.is_due(document)
         self.reader.next()
         self._on_status()

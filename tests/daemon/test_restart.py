@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.client import Client
+from tests.client import ROOT, Client
 from tests.daemon.conftest import Daemons
 from tests.documents import LIGHTHOUSE
 from tests.engine.caches import forge
@@ -99,3 +103,45 @@ def test_a_cache_that_is_wrong_is_read_again_at_once(daemon: Daemons, tmp_path: 
         "computed": total,
     }
     assert EXPECTED in second.answer(QUESTION)
+
+
+def test_what_is_typed_first_and_saved_then_is_kept_too(daemon: Daemons, tmp_path: Path) -> None:
+    workspace, caches = daemon.workspace(), tmp_path / "caches"
+    options = {"cacheDirectory": str(caches)}
+    first = daemon(folders=[workspace], options=options)
+    first_cost(first)
+    text = LIGHTHOUSE.text + "The keeper's cat is called Soot.\n"
+    first.open(first.document, LIGHTHOUSE.text)
+    first.change(first.document, text)
+    assert "Soot" in first.answer("What is the keeper's cat called?")
+    first.document.write_text(text, encoding="utf-8")
+    first.save(first.document)
+    first.wait_status(lambda status: status["documents"][0]["source"] == "disk")
+    first.stop()
+    second = daemon(folders=[workspace], options=options)
+    assert first_cost(second)["computed"] == 0
+
+
+def test_where_refreshing_is_not_exact_everything_is_read_and_doctor_says_so(daemon: Daemons, tmp_path: Path) -> None:
+    workspace, caches = daemon.workspace(), tmp_path / "caches"
+    options = {"cacheDirectory": str(caches)}
+    first = daemon(folders=[workspace], options=options)
+    first_cost(first)
+    first.stop()
+    assert "bit for bit as afresh" in doctor(caches, tmp_path)
+    (result,) = caches.glob("self-tests/*/result.json")
+    result.write_text(result.read_text().replace('"passed": true', '"passed": false'))
+    second = daemon(folders=[workspace], options=options)
+    total = first_cost(second)["total"]
+    second.document.write_text(LIGHTHOUSE.text + "The cat is called Soot.\n", encoding="utf-8")
+    tokens = second.request("cag/refresh", {}).result()["tokens"]
+    assert (tokens["kept"], tokens["total"] > total) == (0, True)
+    assert "Soot" in second.answer("What is the cat called?")
+    assert "after an edit all is read" in doctor(caches, tmp_path)
+
+
+def doctor(caches: Path, folder: Path) -> str:
+    words = [sys.executable, "-m", "cag_daemon", "doctor", "--json", "--cache-directory", str(caches)]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    found = {each["what"]: each["found"] for each in json.loads(done.stdout)["findings"]}
+    return str(found["refreshing"])

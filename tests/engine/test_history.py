@@ -71,7 +71,7 @@ class Campaign:
         key = (self.dtype, text)
         if key not in self._fresh:
             other = Engine(self._models[self.dtype])
-            other.prepare("d", text, text)
+            other.prepare("d", str(hash(text)), text)
             self._fresh[key] = kv(other), other.ask("d", "Why?", max_new_tokens=3)
         return self._fresh[key]
 
@@ -147,7 +147,7 @@ class Campaign:
             before = whole[-2:-1] or None
             if asked:
                 assert before is not None
-                assert all(self._same(each, self.fresh(before[0])[1]) for each in asked)
+                assert all(each == self.fresh(before[0])[1] for each in asked)
         self.check(name)
 
     def check(self, name: str) -> None:
@@ -155,14 +155,10 @@ class Campaign:
         assert self.engine.has(name) == bool(self.whole[name])
         if self.whole[name]:
             bits, answer = self.fresh(self.whole[name][-1])
-            assert self._same(self.engine.ask(name, "Why?", max_new_tokens=3), answer)
+            assert self.engine.ask(name, "Why?", max_new_tokens=3) == answer
             cached = self.engine._caches.get(name)
             cached.cache.turn_to(cached.text.ids)
             assert identical(kv(self.engine, name), bits)
-
-    @staticmethod
-    def _same(one: Answer, other: Answer) -> bool:
-        return dataclasses.replace(one, version="") == dataclasses.replace(other, version="")
 
 
 @pytest.fixture(autouse=True)

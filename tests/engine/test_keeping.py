@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from cag_daemon.engine import keeping as module
 from cag_daemon.engine import store
 from cag_daemon.engine.engine import Engine
-from cag_daemon.errors import OutOfMemory
+from cag_daemon.errors import OutOfMemory, Stopped
 from cag_daemon.places import CACHES, document_folder
-from tests.engine.caches import BAKERY, CHUNK, forge, fresh, identical, kv
+from tests.engine.caches import BAKERY, CHUNK, After, forge, fresh, identical, kv
 from tests.models import embedded_tokenizer, loaded_random
 
 TOKENIZER = embedded_tokenizer()
@@ -161,11 +161,18 @@ def test_another_key_is_another_cache(changes: dict[str, Any], start: Start, doc
     assert read(start(), document).computed == 0
 
 
-def test_force_reads_it_all_and_writes_it_anew(start: Start, document: str) -> None:
+def test_force_reads_it_all_and_writes_it_anew(start: Start, folder: Path, document: str) -> None:
     engine = start()
     read(engine, document)
     written(engine)
-    assert start().prepare("d", "1", TEXT, file=document, saved=True, force=True).kept == 0
+    forge(folder)  # why somebody would want it
+    second = start()
+    assert second.prepare("d", "1", TEXT, file=document, saved=True, force=True).kept == 0
+    assert segments(folder) == []
+    written(second)
+    third = start()
+    assert read(third, document).computed == 0
+    assert identical(kv(third), kv(engine))
 
 
 # ── damage ──────────────────────────────────────────────────────────────────────────────────
@@ -223,7 +230,7 @@ def test_damage_is_read_again_and_never_seen(
         assert read(start(), document).computed == 0
 
 
-@pytest.mark.parametrize("words", ["", "{", "[]", '{"format": 99}', '{"format": 1}'])
+@pytest.mark.parametrize("words", ["", "{", "[]", '{"format": 99}', '{"format": 1}', '{"format": 1, "segments": null}'])
 def test_a_manifest_that_is_no_use_costs_a_check(words: str, start: Start, folder: Path, document: str) -> None:
     engine = start()
     read(engine, document)
@@ -232,6 +239,9 @@ def test_a_manifest_that_is_no_use_costs_a_check(words: str, start: Start, folde
     again = start()
     assert read(again, document).computed == 0
     assert identical(kv(again), kv(engine))
+    read(again, document, TEXT + "More.")
+    written(again)
+    assert read(start(), document, TEXT + "More.").computed == 0
 
 
 @settings(settings.get_profile("engine"), max_examples=25)
@@ -461,3 +471,103 @@ def test_what_leaves_memory_for_another_goes_to_the_disk(start: Start, folder: P
     again = read(engine, one, name="one")
     assert (again.kept, again.computed) == (again.tokens, 0)
     assert identical(kv(engine, "one"), fresh(engine, TEXT)[0])
+
+
+def test_what_leaves_does_not_keep_anybody_waiting_for_long(
+    start: Start, folder: Path, document: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cag_daemon.engine.engine.LEAVING_SECONDS", -1)
+    engine = start()
+    size = read(engine, document).bytes
+    engine.limit(size // 2)
+    assert not engine.has("d")
+    assert segments(folder) == []
+    assert engine.keeping is not None
+    assert not engine.keeping.busy
+
+
+def test_what_can_not_be_written_when_it_leaves_is_no_error(
+    start: Start, folder: Path, document: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = start()
+    read(engine, document)
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(engine.keeping, "_segment", fail)
+    engine.limit(1)
+    assert not engine.has("d")
+    assert engine.keeping is not None
+    assert not engine.keeping.busy
+    assert "can't be kept on disk" in caplog.text
+
+
+def test_what_nobody_may_look_at_is_not_there(start: Start, document: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    assert read(start(), document).kept == 0
+
+
+def test_a_reading_that_was_broken_off_leaves_with_all_it_holds(start: Start, document: str, tmp_path: Path) -> None:
+    engine = start()
+    size = read(engine, document).bytes
+    written(engine)
+    second = start()
+    with pytest.raises(Stopped):
+        second.prepare("d", "2", TEXT + "More. " * 40, file=document, saved=True, should_stop=After(0))
+    assert second.keeping is not None
+    assert second.keeping._tasks.keys() == {"d"}  # what was restored is to be verified
+    second.limit(size)
+    read(second, str(tmp_path / "e.txt"), "Else. " + TEXT, name="e")
+    assert second.keeping._tasks.keys() == {"e"}
+    assert second._caches.begun == {}
+
+
+def test_a_reading_that_was_broken_off_is_verified_like_any_other(start: Start, folder: Path, document: str) -> None:
+    engine, longer = start(), TEXT + "More. " * 40
+    engine.prepare("d", "2", longer, file=document, saved=True)
+    written(engine)
+    for name in json.loads(next(folder.glob(f"{CACHES}/*/*/2.json")).read_text())["segments"][-6:]:
+        next(folder.glob(f"{CACHES}/*/*/{name}.safetensors")).unlink()
+    forge(folder)
+    second = start()
+    for _ in range(2):  # it is begun twice, and restored once
+        with pytest.raises(Stopped):
+            second.prepare("d", "2", longer, file=document, saved=True, should_stop=After(0))
+    assert second._caches.begun.keys() == {"d"}
+    written(second)
+    assert second._caches.begun == {}
+    assert segments(folder) == []
+    read(second, document, longer)
+    assert identical(kv(second), fresh(engine, longer)[0])
+
+
+def test_another_limit_does_not_forget_what_is_still_to_be_done(start: Start, folder: Path, document: str) -> None:
+    engine = start()
+    read(engine, document)
+    engine.keep(str(folder), 10**9)
+    written(engine)
+    assert read(start(), document).computed == 0
+    forge(folder)
+    wrong: list[str] = []
+    second = Engine(LOADED, keep_in=str(folder), on_wrong=wrong.append)
+    read(second, document)
+    second.keep(str(folder), 10**9)
+    written(second)
+    assert wrong == ["d"]
+
+
+def test_what_was_typed_first_and_saved_then_is_written(start: Start, folder: Path, document: str) -> None:
+    engine = start()
+    version = read(engine, document, saved=False).version
+    written(engine)
+    engine.saved("d", "another", document)
+    engine.saved("e", version, document)
+    written(engine)
+    assert segments(folder) == []
+    engine.saved("d", version, document)
+    written(engine)
+    assert read(start(), document).computed == 0

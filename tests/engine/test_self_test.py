@@ -17,9 +17,10 @@ from cag_daemon.engine.model import LoadedModel, load_model
 from cag_daemon.engine.self_test import kept_results, refreshed_is_fresh, self_test
 from cag_daemon.places import found
 from tests.engine.caches import BAKERY, fresh, identical, kv
-from tests.models import embedded_tokenizer, loaded_random
+from tests.models import embedded_tokenizer, loaded_random, random_mistral
 
 TOKENIZER = embedded_tokenizer()
+NO_TIME = '{"passed": true, "model": "m", "device": "cpu", "dtype": "d", "threads": 1, "time": null}'
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_it_is_tried_once_for_an_environment(
     assert len(tried) == 4
 
 
-@pytest.mark.parametrize("words", ["", "[]", "{}", '{"passed": 1}', '{"passed": true, "more": 2}', "\udcff"])
+@pytest.mark.parametrize("words", ["", "[]", "{}", '{"passed": 1}', '{"passed": true, "more": 2}', "\udcff", NO_TIME])
 def test_a_result_that_is_no_use_is_tried_again(words: str, loaded: LoadedModel, tmp_path: Path) -> None:
     folder = str(tmp_path / "cache")
     first = self_test(loaded, folder)
@@ -143,3 +144,22 @@ def test_a_result_that_is_no_use_is_tried_again(words: str, loaded: LoadedModel,
 def test_a_folder_that_nobody_can_write_to_is_no_hindrance(loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert self_test(loaded, str(tmp_path / "file" / "cache")).passed
+
+
+def test_a_tokenizer_may_have_more_tokens_than_the_model(loaded: LoadedModel) -> None:
+    assert len(TOKENIZER) > 64
+    assert refreshed_is_fresh(dataclasses.replace(loaded, model=random_mistral(vocab_size=64)))
+
+
+def test_what_can_not_be_tested_is_not_relied_on(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(loaded: LoadedModel) -> bool:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "refreshed_is_fresh", fail)
+    assert not self_test(loaded, str(tmp_path / "cache")).passed
+    assert "could not be tested with random (RuntimeError: CUDA out of memory)" in caplog.text
+    assert len(caplog.messages) == 1
+    monkeypatch.undo()
+    assert self_test(loaded, str(tmp_path / "cache")).passed  # it was not written down

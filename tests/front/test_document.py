@@ -179,7 +179,7 @@ def test_the_text_that_is_held_is_kept_for_citations_however_many_readings_were_
     held = document.text
     assert held is not None
     document.remember(held)
-    document.held = Held(held, 1, None, tokens=3, computed=3, limit=100, bytes=0)
+    document.held = Held(held, 1, None, tokens=3, computed=3, limit=100, bytes=0, saved=True)
     for number in range(5):
         path.write_text(f"Overtaken {number}.")
         look(document)
