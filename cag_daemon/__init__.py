@@ -5,7 +5,8 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
     cli           ask · serve · doctor · pull · clean · client: arguments in, words out
     once          one question from the command line
     doctor        what is installed, which model would be used and why, and does it work here
-    pull          a model from the hub into its cache: the only room that uses the network
+    pull          `pull MODEL`, in words: what is fetched, how far it is, where it is
+    download      a model's files from the hub into its local cache: the only room that uses the network
     choice        `pull` alone: which models this machine could run, and which to fetch first
     clean         what is kept on this machine: listed, and deleted when the user says so
     refusals      what the hub, the network or the disk answered instead of a model, in a sentence
@@ -30,6 +31,7 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       keeping         what is cached and what is on disk, kept alike: restored, verified, written
       store           KV segments on disk
       self_test       does a refreshed cache have the bits of a fresh one here? tried once, before it is relied on
+      fitting         whether a text fits: how many tokens a document may have
       answer_text     from tokens to text while they still come
       prompt          the one template: document prefix and question suffix, as token ids
       tokenizer       load_tokenizer: from whichever files a model folder holds, with a chat template

@@ -18,8 +18,8 @@ from huggingface_hub import constants, hf_hub_download, scan_cache_dir
 
 from cag_daemon import brought as notes
 from cag_daemon import clean as room
+from cag_daemon import download as fetching
 from cag_daemon import places
-from cag_daemon import pull as fetching
 from cag_daemon.brought import brought, brought_of
 from cag_daemon.clean import clean
 from cag_daemon.config import Settings

@@ -27,8 +27,8 @@ def name_of(file: Path) -> str:
 
 TREES = {name_of(file): ast.parse(file.read_text("utf-8")) for file in FILES}
 DOOR = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
-NETWORK = "pull"  # the one room that may fetch something
-TOP = {"__main__", "cli", "once", "doctor", "clients", "pull", "choice", "refusals", "clean"}
+NETWORK = "download"  # the one room that may fetch something
+TOP = {"__main__", "cli", "once", "doctor", "clients", "pull", "download", "choice", "refusals", "clean"}
 
 
 def floor_of(room: str) -> str:
@@ -134,7 +134,7 @@ def test_only_engine_knows_torch() -> None:
     assert {room for room, tree in TREES.items() if libraries(tree) & heavy and floor_of(room) != "engine"} == set()
 
 
-def test_only_pull_knows_how_to_fetch() -> None:
+def test_only_download_knows_how_to_fetch() -> None:
     users = {room for room, tree in TREES.items() if "huggingface_hub" in libraries(tree)}
     assert {room for room in users if floor_of(room) != "engine"} == {NETWORK}
     for room in users - {NETWORK}:

@@ -328,6 +328,6 @@ def test_what_a_reason_carries_is_that_of_the_table() -> None:
 
 
 def test_the_room_for_a_question_is_that_of_the_page() -> None:
-    from cag_daemon.engine.engine import QUESTION_ROOM
+    from cag_daemon.engine.memory import QUESTION_ROOM
 
     assert f"less `maxNewTokens` and {QUESTION_ROOM} for the question" in PAGE

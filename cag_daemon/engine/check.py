@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cag_daemon.config import DEFAULT_SYSTEM_PROMPT
 from cag_daemon.engine.cag import clean_up, generate_step, prefill
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.engine.model import LoadedModel
@@ -67,7 +68,7 @@ def check_model(loaded: LoadedModel, told: Callable[[str], object] = lambda word
         loaded: the model.
         told: called with what is being done.
     """
-    template = PromptTemplate(loaded.tokenizer, str(loaded.spec.get("systemPrompt", "")))
+    template = PromptTemplate(loaded.tokenizer, str(loaded.spec.get("systemPrompt", DEFAULT_SYSTEM_PROMPT)))
     ids = template.document_ids(PAGE)
     told("Reading a page")
     cache, speed = _read(loaded, ids[: loaded.chunk])  # what a first pass costs beside reading is not counted

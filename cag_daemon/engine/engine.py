@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
-from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,15 +13,15 @@ from cag_daemon.config import DEFAULT_SYSTEM_PROMPT
 from cag_daemon.engine.answer_text import AnswerText
 from cag_daemon.engine.cag import ShouldStop, end_tokens, generate_step, prefill
 from cag_daemon.engine.document_cache import MOST_ASIDE, DocumentCache, DocumentCaches, KnownText, TextCache
+from cag_daemon.engine.fitting import Limit
 from cag_daemon.engine.keeping import Keeping
 from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
 from cag_daemon.engine.memory import QUESTION_ROOM, free, out_of_memory
 from cag_daemon.engine.model import LoadedModel
 from cag_daemon.engine.prompt import PromptTemplate
-from cag_daemon.errors import DocumentTooLong, ModelFailed, OutOfMemory, Postponed, QuestionTooLong
+from cag_daemon.errors import ModelFailed, OutOfMemory, Postponed, QuestionTooLong
 
 LEAVING_SECONDS = 1.0  # for writing down what leaves memory: somebody waits for the room
-LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 @dataclass(frozen=True)
@@ -127,8 +125,9 @@ class Engine:
         began = time.monotonic()
         # 1. The ids, if they fit.
         template = self._template(system_prompt)
-        max_tokens = self._max_tokens(max_new_tokens)
-        ids = self._fitting_ids(template, text, max(characters, len(text)), max_tokens, max_new_tokens)
+        held = self._caches.budget // self._bytes_per_token
+        limit = Limit(self.loaded.name, self.loaded.context, held, max_new_tokens)
+        ids, max_tokens = limit.fitting_ids(template, text, max(characters, len(text))), limit.tokens
         # 2. What is cached already, under this name or another; 3. the rest is read.
         text_read, kept = KnownText(version, ids, template), len(ids)
         cache = None if force else self._caches.with_text(ids)
@@ -353,48 +352,6 @@ class Engine:
         else:
             self._caches.begun.pop(document, None)
             cache.buffer.layers.clear()  # the traceback keeps the cache alive, not what it took
-
-    def _max_tokens(self, max_new_tokens: int) -> int:
-        """Tokens that a document may have, the template around it included."""
-        held = min(self.loaded.context, self._caches.budget // self._bytes_per_token)
-        return max(0, held - max_new_tokens - QUESTION_ROOM)
-
-    def _fitting_ids(
-        self, template: PromptTemplate, text: str, characters: int, max_tokens: int, max_new_tokens: int
-    ) -> list[int]:
-        # A text of many megabytes is not encoded to the end to learn that it is too long.
-        part = text[: 8 * max_tokens + 4096]
-        ids = template.document_ids(part)
-        while len(part) < len(text) and len(ids) <= max_tokens + 64:
-            part = text[: 4 * len(part)]
-            ids = template.document_ids(part)
-        if len(ids) <= max_tokens and len(part) == characters:
-            return ids
-        tokens = max(max_tokens + 1, len(ids) * characters // len(part))
-        ends = [match.end() for match in LINE_END.finditer(part)]
-        line = bisect_right(ends, max_tokens, key=lambda end: len(template.document_ids(part[:end])))
-        raise DocumentTooLong(
-            self._too_long(tokens, len(part) < characters, max_tokens, max_new_tokens),
-            tokens=tokens,
-            maxTokens=max_tokens,
-            line=line,
-        )
-
-    def _too_long(self, tokens: int, about: bool, max_tokens: int, max_new_tokens: int) -> str:
-        by_memory = self._caches.budget // self._bytes_per_token
-        if by_memory < self.loaded.context:
-            limit, remedy = f"memory allows {by_memory}", "raise memoryMaxGigabytes"
-        else:
-            limit, remedy = f"the model {self.loaded.name} can see {self.loaded.context}", "choose a larger model"
-        if max_tokens == 0:
-            return (
-                f"There is no room for a document: {limit} tokens, and an answer of {max_new_tokens} with its question "
-                f"takes them all; lower maxNewTokens, or {remedy}."
-            )
-        return (
-            f"The document has {'about ' if about else ''}{tokens} tokens, and at most {max_tokens} fit ({limit}, "
-            f"an answer and a question included): shorten it, or {remedy}."
-        )
 
 
 class Speed:
