@@ -22,6 +22,7 @@ from cag_daemon import __version__
 from cag_daemon.config import FLAGS, Settings
 from cag_daemon.front.protocol import AskResult
 from tests.client import ANSWER, ROOT, Client, check_no_null, check_shape, text_at, version_of
+from tests.models import EMBEDDED
 
 EXAMPLE = ROOT / "examples" / "document.txt"
 QUESTION = "Who donated the lathe?"
@@ -120,7 +121,7 @@ def test_ask_with_json_prints_the_result_of_cag_ask_alone(tmp_path: Path) -> Non
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads(done.stdout)
     text = EXAMPLE.read_text("utf-8")
-    assert set(result) == set(AskResult.__annotations__)
+    assert set(result) == set(AskResult.__annotations__) - {"notice"}
     check_shape(result, ANSWER, "ask --json")
     check_no_null(result, "ask --json")
     assert result["answer"] == ANSWERED
@@ -192,6 +193,20 @@ def terminal(tmp_path: Path) -> Iterator[Any]:
     for each in started:
         each.process.kill()
         each.process.communicate()
+
+
+@pytest.mark.exhaustive
+def test_a_document_that_is_too_long_for_the_model_is_answered_with_a_notice(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(EMBEDDED, model)
+    card = json.loads((model / "cag.json").read_text())
+    (model / "cag.json").write_text(json.dumps(card | {"reads": 100}))
+    words = ("ask", QUESTION, "--document", str(EXAMPLE), "--model", str(model))
+    notice = "the embedded model is good for about 100"
+    assert notice in json.loads(cag_daemon(*words, "--json", cwd=tmp_path).stdout)["notice"]
+    done = cag_daemon(*words, cwd=tmp_path)
+    assert (done.returncode, notice in " ".join(done.stderr.split())) == (0, True)
+    assert done.stdout == ANSWERED + "\n"
 
 
 def test_on_a_terminal_progress_is_shown_and_where_the_answer_stands(terminal: Any) -> None:
