@@ -122,6 +122,7 @@ def test_what_is_typed_first_and_saved_then_is_kept_too(daemon: Daemons, tmp_pat
     assert first_cost(second)["computed"] == 0
 
 
+@pytest.mark.exhaustive
 def test_where_refreshing_is_not_exact_everything_is_read_and_doctor_says_so(daemon: Daemons, tmp_path: Path) -> None:
     workspace, caches = daemon.workspace(), tmp_path / "caches"
     options = {"cacheDirectory": str(caches)}

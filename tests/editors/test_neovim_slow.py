@@ -31,6 +31,7 @@ def test_neovim(editors: Editors, case: Case, model: Path) -> None:
     editors.check(case, {"TEST_MODEL": str(model)})
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("version", ["0.12"])
 def test_an_editor_that_is_killed_in_mid_answer_leaves_nothing_behind(
     version: str, tmp_path: Path, programs: Path, model: Path
