@@ -85,7 +85,7 @@ def ask_once(question: str, as_json: bool, settings: Settings) -> int:
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
     else:
-        print()
+        print(flush=True)  # before what stderr says of it
         _show_places(result["citations"], path, document, terminal)
         if "notice" in result:
             terminal.print(result["notice"], style="dim")
