@@ -14,7 +14,7 @@ from cag_daemon.engine.engine import Engine
 
 BAKERY = "The bakery opens at six. Anna bakes the rye bread. The oven was built in 1912 by Tom Reed.\n"
 CHUNK = 16  # of `loaded_random`
-_fresh: dict[str, tuple[list[torch.Tensor], Any]] = {}
+_fresh: dict[tuple[str, torch.dtype, str], tuple[list[torch.Tensor], Any]] = {}
 
 
 def kv(engine: Engine, document: str = "d") -> list[torch.Tensor]:
@@ -44,11 +44,13 @@ class After:
 
 def fresh(engine: Engine, text: str) -> tuple[list[torch.Tensor], Any]:
     """Keys and values, and an answer, where the text is read from nothing."""
-    if text not in _fresh:
+    model = engine.loaded.model
+    key = (model.config.to_json_string(), model.dtype, text)  # tests of several models share a process
+    if key not in _fresh:
         other = Engine(engine.loaded)
         other.prepare("d", text, text)
-        _fresh[text] = kv(other), other.ask("d", "Why?", max_new_tokens=4)
-    return _fresh[text]
+        _fresh[key] = kv(other), other.ask("d", "Why?", max_new_tokens=4)
+    return _fresh[key]
 
 
 def forge(folder: Path) -> None:
