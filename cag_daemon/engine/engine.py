@@ -54,8 +54,8 @@ class Engine:
 
     Args:
         loaded: the model.
-        on_dropped: told the name of each document whose cache had to leave memory for another's; if it was to be kept
-            on disk, it is there.
+        on_dropped: told the name of each document whose cache had to leave memory for another's; what was to be kept
+            of it is on disk, as far as a second was enough for writing.
         keep_in: the cache directory; None: nothing is kept on disk.
         keep_bytes: see `SegmentStore`.
         exact: whether what is read after an edit has the bits of a fresh reading here, see `self_test`; False: after

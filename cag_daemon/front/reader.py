@@ -10,6 +10,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from cag_daemon import messages
 from cag_daemon.config import Settings
@@ -204,6 +205,7 @@ class Reader:
                 prepared.bytes,
                 reading.saved,
             )
+            self.tell_saved(document)
             if sequence == document.sequence:
                 document.due = document.force = False
             if prepared.computed and prepared.milliseconds:
@@ -211,6 +213,13 @@ class Reader:
             cost = cost_of(document, prepared.kept, prepared.computed, prepared.milliseconds)
             self._on_document(cost)
             document.settle_waiters(sequence, cost)
+
+    def tell_saved(self, document: Document) -> None:
+        """What was typed and read, and only then saved, or while it was read, may now be kept on disk."""
+        held = document.held
+        if held is not None and not held.saved and document.source == "disk" and document.is_held(held.system_prompt):
+            document.held = replace(held, saved=True)
+            self._backend.send(messages.Saved(document.uri, held.text.version, str(document.path)))
 
     def _died_reading(self, document: Document, reading: Reading, gone: WorkerGone) -> None:
         """The first death may be chance, and the text is tried again; the second is the text's doing."""

@@ -11,7 +11,6 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,15 +238,12 @@ class Session:
     async def _look(self, document: Document) -> None:
         """See what the document's text is; have it read where that is due."""
         before = document.known
-        if not await document.look(self._open):
+        changed = await document.look(self._open)
+        self.reader.tell_saved(document)
+        if not changed:
             return
         if document.known is not before and self.backend.error is not None:
             self.backend.retry()
-        held = document.held
-        if held is not None and not held.saved and document.source == "disk" and document.is_held(held.system_prompt):
-            # Typed, read, and only then saved: nothing is read for it, but now it may be kept on disk.
-            document.held = replace(held, saved=True)
-            self.backend.send(messages.Saved(document.uri, held.text.version, str(document.path)))
         document.due = not self.unloaded and self.reader.is_due(document)
         self.reader.next()
         self._on_status()

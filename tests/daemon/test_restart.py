@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.client import ROOT, Client
-from tests.daemon.conftest import Daemons
+from tests.daemon.conftest import MEDIUM, SHORT, Daemons
 from tests.documents import LIGHTHOUSE
 from tests.engine.caches import forge
 
+NONE_KEPT = "--cache-max-gigabytes"
 QUESTION, EXPECTED = "Where is the logbook kept?", "oak chest"
 
 
@@ -120,6 +121,24 @@ def test_what_is_typed_first_and_saved_then_is_kept_too(daemon: Daemons, tmp_pat
     first.stop()
     second = daemon(folders=[workspace], options=options)
     assert first_cost(second)["computed"] == 0
+
+
+@pytest.mark.exhaustive
+def test_what_is_saved_while_it_is_read_is_kept_too(daemon: Daemons, slow_flags: list[str], tmp_path: Path) -> None:
+    caches = tmp_path / "caches"
+    options = {"cacheDirectory": str(caches), "refresh": "ask"}
+    client = daemon(SHORT, options=options, flags=[each for each in slow_flags if each not in ("0", NONE_KEPT)])
+    client.open(client.document, SHORT)
+    client.change(client.document, MEDIUM)
+    asked = client.request("cag/refresh", {})  # a question would look at the file once more
+    client.wait_status("reading")
+    client.document.write_text(MEDIUM, encoding="utf-8")
+    client.save(client.document)
+    client.wait_status(lambda status: status["documents"][0]["source"] == "disk")
+    assert not asked.answered
+    asked.result()
+    client.stop()
+    assert segments(caches)
 
 
 @pytest.mark.exhaustive

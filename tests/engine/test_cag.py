@@ -16,6 +16,7 @@ from cag_daemon.engine.cag import clean_up, generate, generate_step, get_kv_cach
 from cag_daemon.engine.devices import default_chunk
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.errors import Stopped
+from tests.engine.caches import After
 from tests.models import random_mistral
 
 ENGINE = settings.get_profile("engine")
@@ -48,17 +49,6 @@ def agrees_with_a_fresh_reading(model: Any, prompt: list[int], answer: list[int]
         logits = model(row(prompt + answer), use_cache=False).logits[0, len(prompt) - 1 : -1]
     for position, (token, scores) in enumerate(zip(answer, logits, strict=True)):
         assert scores.max() - scores[token] <= NEAR, f"token {position} of {answer}"
-
-
-class After:
-    """A should_stop that says so when it is asked for the nth time."""
-
-    def __init__(self, asked: int) -> None:
-        self.left = asked
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 @st.composite

@@ -9,7 +9,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -380,20 +380,20 @@ def test_the_folder_is_the_documents_own(start: Start, folder: Path, document: s
     assert own == document_folder(folder, Path(document))
 
 
-@pytest.fixture(autouse=True)
-def _forgotten() -> Iterator[None]:
-    yield
-    assert LOADED.key == "a model"
-
-
-def test_a_wrong_cache_answers_nobody_under_any_name(start: Start, folder: Path, document: str) -> None:
-    engine = start()
+def restarted_with_forged(folder: Path, document: str) -> tuple[Engine, list[str]]:
+    """An engine that has restored what is not what it would make of the text, and whom it told of as wrong."""
+    engine = Engine(LOADED, keep_in=str(folder))
     read(engine, document)
     written(engine)
     forge(folder)
-    dropped: list[str] = []
-    second = Engine(LOADED, keep_in=str(folder), on_wrong=dropped.append)
-    read(second, document)
+    wrong: list[str] = []
+    second = Engine(LOADED, keep_in=str(folder), on_wrong=wrong.append)
+    assert read(second, document).computed == 0
+    return second, wrong
+
+
+def test_a_wrong_cache_answers_nobody_under_any_name(folder: Path, document: str) -> None:
+    second, dropped = restarted_with_forged(folder, document)
     assert read(second, document + ".copy", name="e").computed == 0  # the same text: they share it
     written(second)
     assert sorted(dropped) == ["d", "e"]
@@ -401,14 +401,8 @@ def test_a_wrong_cache_answers_nobody_under_any_name(start: Start, folder: Path,
     assert not second.has("e")
 
 
-def test_an_edit_does_not_save_a_wrong_cache_from_being_found_out(start: Start, folder: Path, document: str) -> None:
-    engine = start()
-    read(engine, document)
-    written(engine)
-    forge(folder)
-    dropped: list[str] = []
-    second = Engine(LOADED, keep_in=str(folder), on_wrong=dropped.append)
-    read(second, document)
+def test_an_edit_does_not_save_a_wrong_cache_from_being_found_out(folder: Path, document: str) -> None:
+    second, dropped = restarted_with_forged(folder, document)
     read(second, document, TEXT + "More.", saved=False)  # before there was time to look
     written(second)
     assert dropped == ["d"]
