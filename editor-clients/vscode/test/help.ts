@@ -84,8 +84,13 @@ export async function ask(question: string): Promise<Answer> {
   return answer;
 }
 
+/** Write a file as another program would. An editor that has it open without changes of its own sees it before this ends. */
 export async function write(text: string, name = 'document.txt'): Promise<void> {
   await fs.promises.writeFile(file(name), text);
+  const seen = (document: vscode.TextDocument) => document.isClosed || document.isDirty || document.getText() === text;
+  await until(`the editor sees the new ${name}`, () =>
+    vscode.workspace.textDocuments.filter(({ uri }) => uri.fsPath === file(name)).every(seen),
+  );
 }
 
 export async function edit(editor: vscode.TextEditor, change: (builder: vscode.TextEditorEdit) => void): Promise<void> {

@@ -159,7 +159,6 @@ export const cases: Case[] = [
       // An answer of the other one is told apart.
       assert.ok(old.changed);
       await write('# Minutes\n\nNothing of it is left.\n', 'minutes.md');
-      await sleep(500); // for the editor to see it
       const said = await popups(() => vscode.commands.executeCommand('cagDaemon.cite', old.id, 0) as Promise<unknown>);
       assert.match(said[0]?.message ?? '', /^minutes\.md is no longer the document/);
     },
