@@ -2,8 +2,10 @@
 
 Two worlds and a pipe between them; a room imports only from lower floors, the ground floor nothing of ours:
 
-    cli           ask · serve · doctor · pull · clean · client: arguments in, words out
-    once          one question from the command line
+    cli           ask · serve · status · unload · stop · doctor · pull · clean · client: arguments in, words out
+    once          one question from the command line: through a running front, or in this process
+    joined        a question through the front that runs already
+    control       `status`, `unload` and `stop`: the front, seen and told from outside
     doctor        what is installed, which model would be used and why, and does it work here
     pull          `pull MODEL`, in words: what is fetched, how far it is, where it is
     download      a model's files from the hub into its local cache: the only room that uses the network
@@ -12,6 +14,9 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
     refusals      what the hub, the network or the disk answered instead of a model, in a sentence
     clients       the editors' clients that come along: where they are, and how they get into the editor
     front/        knows LSP, never imports torch
+      shim            the forwarder, which an editor starts: stdio to the shared front's socket and back
+      host            shared mode: who connects to the one front, what they are told, and when it ends
+      neighbours      daemons that share nothing know of each other's models
       server          one short handler per method; errors become codes; status goes out
       commands        for editors without a client of ours: the commands, and the code action
       announce        what goes out unasked: status, diagnostics, progress
@@ -20,6 +25,8 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       session         a workspace: folders, buffers, settings, questions
       reader          what is read next: one at a time, questions first, newest wins
       document        what a document's text is now, and what is cached of it
+      pool            who shares what: a backend for each kind of model, a seat at it for each session
+      turns           whose text is read next, where several share a worker
       backend         the engine seen from here: starts, watches and restarts the worker
       watch           changes of a file on disk, as an early warning
       protocol        the wire contract: method names, params, results, states
@@ -55,9 +62,11 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
     text          a document's text: reading, normalising, version, positions
     advice        which of the known models suit a machine, and which to try first
     catalogue     Mistral's models as data, and what each takes
+    runtime       shared mode: where the front's socket is, how one becomes the front, how one talks to it
     places        the paths that are ours, and who writes there
     brought       what `pull` has brought into the hub's cache
     config        Settings: flags, environment, editor
+    flags         the flags of `serve`: one definition, for the command line and for the front
     offline       no network for this process, and a note of everything that wanted it
     errors        every error a user can meet
     embedded/     the embedded Mistral: weights, tokenizer, prompt

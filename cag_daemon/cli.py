@@ -1,21 +1,22 @@
-"""The command line: ask · serve · doctor · pull · clean · client. Arguments in, words out; the work is elsewhere.
+"""The command line: ask · serve · status · unload · stop · doctor · pull · clean · client. Arguments in, words out.
 
-On its way to ``serve`` it takes stdout away from everybody, before it imports anything: that is the protocol's.
+On its way to ``serve`` it takes stdout away from everybody, before it imports anything: that is the protocol's. And it
+stays small there, since each editor has one such process running: nothing is imported that is not needed.
 """
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
 import sys
-from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 FOR_PEOPLE = (
     "cag-daemon: waiting for an editor on stdin; Ctrl-C ends it. To ask from here: cag-daemon ask QUESTION. "
     "All commands: cag-daemon --help."
+)
+WITHOUT_SHARED = (
+    "cag-daemon: one daemon for all editors needs Unix; this editor has its own (--standalone says so, too)."
 )
 
 
@@ -29,7 +30,38 @@ def main() -> None:
         print(FOR_PEOPLE, file=sys.stderr)
     stdout = _take_stdout() if serving else None
     _without_workspace()
+    if stdout is not None and "--standalone" not in arguments:
+        _forward(stdout, _passed_on(arguments[1:]))
     sys.exit(_command_line(arguments, stdout))
+
+
+def _forward(stdout: BinaryIO, arguments: list[str]) -> None:
+    """Hand this editor on to the front, and end with it; return where there can be no front."""
+    from cag_daemon.front.shim import forward
+    from cag_daemon.runtime import RuntimeUnusable, shareable
+
+    if not shareable():
+        print(WITHOUT_SHARED, file=sys.stderr)
+        return
+    try:
+        code = forward(sys.stdin.buffer, stdout, arguments)
+    except RuntimeUnusable as error:
+        print(f"cag-daemon: {error} Until then this editor has a daemon of its own.", file=sys.stderr)
+    except KeyboardInterrupt:
+        _end(INTERRUPTED)
+    else:
+        _end(code)
+
+
+def _passed_on(arguments: list[str]) -> list[str]:
+    """The arguments that are for the front: without those that only say how this process is connected."""
+    kept, rest = [], iter(arguments)
+    for each in rest:
+        if each == "--clientProcessId":
+            next(rest, None)
+        elif each != "--stdio" and not each.startswith("--clientProcessId="):
+            kept.append(each)
+    return kept
 
 
 def _take_stdout() -> BinaryIO:
@@ -42,22 +74,20 @@ def _take_stdout() -> BinaryIO:
 
 def _without_workspace() -> None:
     """Drop the working folder from the module path: the project that is edited must not choose the code that runs."""
-    here = Path.cwd().resolve()
-    if here != Path(__file__).resolve().parents[1]:
-        sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != here]
+    here = os.path.realpath(os.curdir)
+    if here != os.path.dirname(os.path.dirname(os.path.realpath(__file__))):  # noqa: PTH120 (pathlib takes a megabyte)
+        sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry) != here]
 
 
 def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
+    import gc
+    import signal
+
     import click
 
     from cag_daemon import __version__
-    from cag_daemon.config import FLAGS, Settings
-
-    def settings_flags(command: Any) -> Any:
-        """Every setting as a flag; None where it is not given."""
-        for name, info in reversed(Settings.model_fields.items()):
-            command = click.option(FLAGS[name], name, metavar="…", help=info.description)(command)
-        return command
+    from cag_daemon.config import FLAGS
+    from cag_daemon.flags import serve_flags, settings_flags
 
     @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
     @click.version_option(__version__, prog_name="cag-daemon")
@@ -67,20 +97,23 @@ def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
     @group.command()
     @click.argument("question")
     @click.option("--json", "as_json", is_flag=True, help="the result of cag/ask, alone, on stdout")
+    @click.option(
+        "--standalone", is_flag=True, help="answer in this process, even where the editors' daemon is running"
+    )
     @settings_flags
-    def ask(question: str, as_json: bool, **flags: Any) -> int:
+    def ask(question: str, as_json: bool, standalone: bool, **flags: Any) -> int:
         """Answer QUESTION from a document: the answer as it comes, and where in the document it stands."""
         from cag_daemon.once import ask_once
 
-        return ask_once(question, as_json, _settings(flags))
+        return ask_once(question, as_json, _settings(flags), flags, standalone)
 
     @group.command()
-    @click.option("--stdio", is_flag=True, hidden=True)
-    @click.option("--standalone", is_flag=True, help="keep everything in this process and its worker (always so, yet)")
-    @click.option("--clientProcessId", "client", hidden=True)
-    @settings_flags
+    @serve_flags
     def serve(stdio: bool, standalone: bool, client: str | None, **flags: Any) -> NoReturn:
-        """Speak LSP on stdin and stdout: what an editor starts. Also without the word `serve`."""
+        """Speak LSP on stdin and stdout: what an editor starts. Also without the word `serve`.
+
+        All editors of a user share one daemon, and one model in memory; it ends a minute after the last of them.
+        """
         # lsprotocol makes thousands of classes; to look for garbage among them takes a fifth of the start.
         gc.disable()
         from cag_daemon.front.server import run
@@ -88,6 +121,32 @@ def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
         gc.enable()
         assert stdout is not None
         _end(run(sys.stdin.buffer, stdout, flags))
+
+    json_flag = click.option("--json", "as_json", is_flag=True, help="the same as JSON, alone, on stdout")
+
+    @group.command()
+    @json_flag
+    def status(as_json: bool) -> int:
+        """What the editors' daemon does: for whom, which documents and models, how much memory."""
+        from cag_daemon import control
+
+        return control.status(as_json)
+
+    @group.command()
+    @json_flag
+    def unload(as_json: bool) -> int:
+        """Have the models leave memory now; the next question brings them back."""
+        from cag_daemon import control
+
+        return control.unload(as_json)
+
+    @group.command()
+    @json_flag
+    def stop(as_json: bool) -> int:
+        """End the editors' daemon; their next question starts it again."""
+        from cag_daemon import control
+
+        return control.stop(as_json)
 
     @group.command()
     @click.option("--json", "as_json", is_flag=True, help="the findings as JSON, alone, on stdout")

@@ -55,6 +55,9 @@ class Settings(BaseModel):
     idle_unload_minutes: float = Field(
         30, ge=0, allow_inf_nan=False, description="the model leaves memory after this; 0: never"
     )
+    linger_seconds: float = Field(
+        60, ge=0, allow_inf_nan=False, description="the shared daemon ends this long after its last editor"
+    )
     cache_directory: Text = Field(
         default_factory=lambda: platformdirs.user_cache_dir("cag-daemon"),
         description="KV caches and quantised weights on disk",

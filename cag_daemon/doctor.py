@@ -22,8 +22,10 @@ from rich.text import Text
 
 from cag_daemon import __version__, text
 from cag_daemon.config import Settings
+from cag_daemon.control import running
 from cag_daemon.errors import CagError
 from cag_daemon.offline import Blocked, block
+from cag_daemon.places import DAEMON_LOG, log_folder
 
 if TYPE_CHECKING:
     from cag_daemon.engine.self_test import Result
@@ -41,6 +43,7 @@ def examine(as_json: bool, settings: Settings, check: str | None = None, offline
         check: a model that is loaded and put to the test, as the setting ``model`` would name it; None: none is.
         offline: the same with no network at all; what wanted it is a problem.
     """
+    daemon = _daemon()  # in a world of its own this process would not find it
     # Before the first thread, and before anything that could use it.
     blocked = block() if offline else None
     if check is not None:
@@ -51,7 +54,7 @@ def examine(as_json: bool, settings: Settings, check: str | None = None, offline
         def told(words: str) -> None:
             status.update(f"{words} …")
 
-        findings = _findings(settings)
+        findings = [*_findings(settings), *daemon]
         if check is not None or offline:
             findings += _check(settings, told)
         else:
@@ -202,6 +205,24 @@ def _cache(settings: Settings) -> dict[str, Any]:
     there = next(each for each in (folder, *folder.parents) if each.exists())
     free = shutil.disk_usage(there).free
     return _finding("ok", "cache", f"{folder}, {free / 1e9:.0f} GB of the disk free", path=str(folder), bytesFree=free)
+
+
+def _daemon() -> list[dict[str, Any]]:
+    """Whether a front runs for the editors, and where its log is; also after it has ended that tells why."""
+    log = log_folder() / DAEMON_LOG
+    try:
+        found = running()
+    except CagError as error:
+        return [_finding("note", "daemon", error.message, running=False), _log(log)]
+    if found is None:
+        return [_finding("ok", "daemon", "none is running; an editor starts it", running=False), _log(log)]
+    words = f"{found['version']} is running as process {found['pid']}; `cag-daemon status` tells more"
+    more = {"running": True, "pid": found["pid"], "version": found["version"]}
+    return [_finding("ok", "daemon", words, **more), _log(Path(found["log"]))]
+
+
+def _log(path: Path) -> dict[str, Any]:
+    return _finding("ok", "log", str(path) if path.exists() else f"{path}, nothing in it yet", path=str(path))
 
 
 def _self_tests(settings: Settings) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, BinaryIO
 
 HEADER = struct.Struct(">I")
+DEVICE_FAILED = 75  # exit code of a worker whose device gave up: what was on it is lost
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,10 @@ class Cancel(Message):
 
 @dataclass(frozen=True)
 class Forget(Message):
-    """Nobody will ask about that document any more: its caches leave memory."""
+    """Nobody will ask about that document any more: its caches leave memory; ``write``: for the disk, if they may."""
 
     document: str
+    write: bool = False
 
 
 @dataclass(frozen=True)

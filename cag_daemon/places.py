@@ -5,8 +5,9 @@
                        self-tests/<model>-<16 hex>/         engine/self_test: whether refreshing is exact here
                        …/.<name>.<random>                   work that is under way, or was interrupted
     state folder       pulled/<model>-<16 hex>.json         brought: what `pull` brought into the hub's cache
-    log folder         *.log, *.log.1 …                     not built yet
-    runtime folder     *.sock                               not built yet
+    log folder         daemon.log, daemon.log.1 …           runtime, front/host: what the front has to say
+    runtime folder     <12 hex>.sock, .lock, .start         runtime: where a front is, that it lives, that one starts
+                       standalone-<process>.json            front/neighbours: a daemon that shares its model with nobody
 
 The cache directory may be any folder, also one with other things in it: there only these names are ours.
 """
@@ -20,13 +21,14 @@ import re
 import stat
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import platformdirs
+import psutil
 
+from cag_daemon import runtime
 from cag_daemon.errors import one_line
 
 APP = "cag-daemon"
@@ -43,7 +45,9 @@ OURS = {
     CACHES: (re.compile(r"[\w.-]+-[0-9a-f]{16}"), "KV cache of a document"),
     SELF_TESTS: (re.compile(r"[\w.-]+-[0-9a-f]{16}"), "result of a self-test"),
 }
+DAEMON_LOG = "daemon.log"
 LOG = re.compile(r"[\w.-]+\.log(?:\.\d+)?")
+RUNTIME = re.compile(r"(?P<front>[0-9a-f]{12}\.sock)(?:\.(?:lock|start))?|standalone-(?P<pid>\d+)\.json")
 UNDER_WAY_SECONDS = 3600  # what has not been written to for so long was interrupted
 
 
@@ -86,11 +90,17 @@ def log_folder() -> Path:
     return Path(platformdirs.user_log_dir(APP))
 
 
-def runtime_folder() -> Path:
-    """Sockets."""
-    with warnings.catch_warnings():  # that the system names none is no news for our user
-        warnings.simplefilter("ignore")
-        return Path(platformdirs.user_runtime_dir(APP))
+def runtime_folder() -> Path | None:
+    """Where sockets are; None: it is not there, or not ours. To be looked at it is not made."""
+    folder = runtime.folder_path()
+    return folder if _is_own_folder(folder) else None
+
+
+def _is_own_folder(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        found = path.lstat()  # in a folder that is open to all, a link may be another's trap
+        return stat.S_ISDIR(found.st_mode) and (not hasattr(os, "getuid") or found.st_uid == os.getuid())
+    return False
 
 
 def document_folder(cache_directory: str | Path, document: Path) -> Path:
@@ -177,10 +187,7 @@ def found(cache_directory: str | Path) -> list[Kept]:
             inside = [Kept(top, "empty cache folder", (top / TAG).stat().st_size, None, empty=True)]
         kept += inside
     kept += [size_up(each, "log") for each in entries_of(log_folder()) if LOG.fullmatch(each.name) and each.is_file()]
-    for each in entries_of(runtime_folder()):
-        if each.suffix == ".sock" and stat.S_ISSOCK(each.lstat().st_mode):
-            kept.append(size_up(each, "socket"))
-    return kept
+    return [*kept, *_of_processes()]
 
 
 def found_of(cache_directory: str | Path, document: Path) -> list[Kept]:
@@ -201,7 +208,7 @@ def cache_folders(cache_directory: str | Path) -> list[Path]:
 def remove_empty(cache_directory: str | Path) -> None:
     """Remove our folders that hold nothing but our tag."""
     tops = cache_folders(cache_directory)
-    others = (state_folder() / PULLED, log_folder(), state_folder(), runtime_folder())
+    others = (state_folder() / PULLED, log_folder(), state_folder(), *_runtime())
     for folder in (*(top / name for top in tops for name in OURS), *tops, *others):
         with contextlib.suppress(OSError):  # not ours to remove; or something has come into it just now
             entries = [] if folder.is_symlink() else entries_of(folder)
@@ -221,6 +228,47 @@ def _inside(top: Path, name: str) -> Iterator[Kept]:
         under_way = kind == "temporary" and time.time() - (kept.used or 0) < UNDER_WAY_SECONDS
         stays = "written to within the last hour" if under_way else ""
         yield Kept(kept.path, kept.what, kept.size, kept.used, stays)
+
+
+def _of_processes() -> Iterator[Kept]:
+    """What fronts and other daemons have left in the runtime folder; of those that live it stays."""
+    for each in (entry for folder in _runtime() for entry in entries_of(folder)):
+        match = RUNTIME.fullmatch(each.name)
+        with contextlib.suppress(FileNotFoundError):  # ended meanwhile
+            if match is None or stat.S_ISSOCK(each.lstat().st_mode) != (each.suffix == ".sock"):
+                continue
+            if match["pid"]:
+                lives, what = _lives(int(match["pid"]), each.lstat().st_mtime), "note of a daemon"
+            else:
+                lock = each.with_name(f"{match['front']}.lock")
+                lives, what = _is_locked(lock) or _is_locked(each), "socket" if each.suffix == ".sock" else "lock"
+            yield replace(size_up(each, what), stays="a daemon is running" if lives else "")
+
+
+def _runtime() -> list[Path]:
+    folder = runtime_folder()
+    return [] if folder is None else [folder]
+
+
+def _lives(pid: int, since: float) -> bool:
+    """Whether there is such a process that is older than its note; another may have its number now."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).create_time() < since + 1
+    return False
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds the lock that this file stands for."""
+    try:
+        import fcntl
+
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # ours for an instant, else
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    return False
 
 
 def size_up(path: Path, what: str) -> Kept:

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 60.0  # seconds; what a slow and busy machine may need for anything that is not the subject of a test
 ENDS_WITHIN = 2.0  # seconds; the contract's number for the end of everything
 SLACK = 1.5  # seconds; what a busy machine may add to a number of the contract
+
+# In which of the two modes daemons are started where a test does not say: shared is the default on Unix.
+SHARED = os.name == "posix" and not os.environ.get("CAG_TEST_STANDALONE")
+SERVE = ("serve",) if SHARED else ("serve", "--standalone")
 
 INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
@@ -304,11 +309,15 @@ class Client:
         self,
         cwd: Path,
         *,
-        arguments: Sequence[str] = ("serve", "--standalone"),
+        arguments: Sequence[str] = SERVE,
         flags: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         home: Path | None = None,
+        runtime: Path | None = None,
     ) -> None:
+        # The name of a socket may not be long, and pytest's folders are.
+        self._own_runtime = None if runtime else tempfile.TemporaryDirectory(prefix="cag-")
+        self.runtime = runtime or Path(self._own_runtime.name)
         home = home or cwd / ".home"
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
@@ -328,12 +337,17 @@ class Client:
         self._numbers = itertools.count(1)
         self._stray: list[dict[str, Any]] = []
         self._workers: dict[int, psutil.Process] = {}
+        self._front: psutil.Process | None = None
+        self.shared = "--standalone" not in arguments
+        self.alone = runtime is None  # nobody else is to be at the same front
 
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `stop`)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cag_daemon", *arguments, *flags],
             cwd=cwd,
-            env=self.environment(home, env or {}),
+            env=self.environment(
+                home, {"XDG_RUNTIME_DIR": str(self.runtime), "CAG_LINGER_SECONDS": "0"} | dict(env or {})
+            ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -356,7 +370,6 @@ class Client:
             "XDG_CONFIG_HOME": home / "config",
             "XDG_DATA_HOME": home / "data",
             "XDG_STATE_HOME": home / "state",
-            "XDG_RUNTIME_DIR": home / "run",
         }
         for place in places.values():
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -649,11 +662,21 @@ class Client:
 
     # ── the processes ──
 
+    def front(self) -> psutil.Process | None:
+        """The process that speaks LSP: of the editor, or the one that all share, if there is one now."""
+        if not self.shared:
+            return self.watched
+        if self._front is None or not alive(self._front):
+            told = ask_front(self.runtime, "status")
+            self._front = psutil.Process(told["result"]["pid"]) if told is not None else None
+        return self._front
+
     def workers(self) -> list[psutil.Process]:
         """The live processes below the daemon."""
         found = []
         with contextlib.suppress(psutil.NoSuchProcess):
-            found = [each for each in self.watched.children(recursive=True) if alive(each)]
+            if (front := self.front()) is not None:
+                found = [each for each in front.children(recursive=True) if alive(each)]
         self._workers |= {each.pid: each for each in found}
         return found
 
@@ -670,7 +693,9 @@ class Client:
         if self._stderr.closed:
             return ""
         size = os.fstat(self._stderr.fileno()).st_size
-        return os.pread(self._stderr.fileno(), size, 0).decode(errors="replace")
+        log = self.home / "state" / "cag-daemon" / "log" / "daemon.log"
+        of_the_front = log.read_text("utf-8", "replace") if self.shared and log.exists() else ""
+        return os.pread(self._stderr.fileno(), size, 0).decode(errors="replace") + of_the_front
 
     # ── the end ──
 
@@ -689,7 +714,9 @@ class Client:
     def wait_end(self, limit: float = ENDS_WITHIN) -> int:
         """Waits until daemon and workers have ended, which may take ``limit``; the daemon's exit code."""
         began = time.monotonic()
-        processes = [self.watched, *self._workers.values()]
+        processes = [self.watched]
+        if self.alone:
+            processes += [*self._workers.values(), *([self._front] if self._front is not None else [])]
         left = still_alive(processes, limit + SLACK)
         seconds = time.monotonic() - began
         assert not left, f"after {seconds:.1f} s still there: {left}\n{self.tail()}"
@@ -713,7 +740,8 @@ class Client:
     def kill(self) -> None:
         """Leaves nothing behind, whatever happened."""
         self.abandoned = True
-        for each in [*self.workers(), self.watched]:
+        front = self.front() if self.alone and self.shared else None
+        for each in [*(self.workers() if self.alone else []), *([front] if front else []), self.watched]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
         self.process.wait(PATIENCE)
@@ -723,6 +751,8 @@ class Client:
                 if stream is not None:
                     stream.close()
         self._stderr.close()
+        if self._own_runtime is not None:
+            self._own_runtime.cleanup()
 
     def check(self) -> None:
         """The laws of every exchange, on all that was sent and received."""
@@ -795,6 +825,19 @@ def check_partials(entries: Iterable[Entry]) -> None:
                     if "result" in message:
                         assert "".join(pieces) == message["result"]["answer"], f"the pieces of {name} are {pieces!r}"
                     del streams[name]
+
+
+def ask_front(runtime: Path, purpose: str) -> dict[str, Any] | None:
+    """What the front of that runtime folder says to ``status``, ``unload`` or ``stop``; None: there is none."""
+    for path in (runtime / "cag-daemon").glob("*.sock"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(str(path))
+            connection.sendall(json.dumps({"purpose": purpose, "arguments": []}).encode() + b"\n")
+            if line := connection.makefile("rb").readline():
+                told: dict[str, Any] = json.loads(line)
+                return told
+    return None
 
 
 def folder(path: Path) -> dict[str, str]:

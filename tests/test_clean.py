@@ -28,7 +28,7 @@ from cag_daemon.places import TAG, make_cache_folder
 from tests.client import ROOT, Client
 from tests.hub import Hub, serve
 from tests.test_cli import cag_daemon
-from tests.test_places import WEIGHTS, write
+from tests.test_places import WEIGHTS, locked, write
 from tests.test_pull import LOADED, MODEL, Machine, Repository, close_session, pull
 
 README = "README.md"
@@ -101,7 +101,13 @@ def test_on_a_terminal_it_asks(typed: str | None, code: int, said: str, tmp_path
     master, slave = pty.openpty()
     process = Popen(
         [sys.executable, "-m", "cag_daemon", "clean"],
-        **{"cwd": ROOT, "env": Client.environment(tmp_path, {}), "stdin": slave, "stdout": PIPE, "stderr": PIPE},
+        **{
+            "cwd": ROOT,
+            "env": Client.environment(tmp_path, {"XDG_RUNTIME_DIR": str(tmp_path)}),
+            "stdin": slave,
+            "stdout": PIPE,
+            "stderr": PIPE,
+        },
     )
     os.close(slave)
     assert process.stdout is not None
@@ -216,6 +222,19 @@ def test_of_a_document_only_what_is_kept_of_it(tmp_path: Path, capsys: Any) -> N
 def test_models_belong_to_no_document(tmp_path: Path) -> None:
     with pytest.raises(InvalidParams, match="--models"):
         run(tmp_path, document="a.txt", models=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of this kind here")
+def test_a_running_front_keeps_its_socket_and_a_dead_one_does_not(home: Path, capsys: Any) -> None:
+    running, dead = home / "runtime" / f"{'a' * 12}.sock.lock", home / "runtime" / f"{'b' * 12}.sock.lock"
+    write(dead)
+    with locked(write(running)) as process:
+        assert run(home / "cache", yes=True) == 0
+        assert "stays: a daemon is running" in capsys.readouterr().out
+        assert (running.exists(), dead.exists()) == (True, False)
+        process.communicate(b"\n")
+    assert run(home / "cache", yes=True) == 0
+    assert files(home) == set()
 
 
 # ── what pull brought ───────────────────────────────────────────────────────────────────────

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from cag_daemon import places
+from cag_daemon import places, runtime
 from cag_daemon.places import TAG, make_cache_folder
+from tests.fake_front import runtime_home
+
+__all__ = ["runtime_home"]  # a fixture
 
 WEIGHTS = "mistralai--Small-int4-0123456789abcdef"
 
@@ -181,9 +184,122 @@ def test_an_empty_folder_with_a_tag_of_another_stays(tmp_path: Path) -> None:
     assert (tmp_path / "set" / TAG).exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo") or sys.platform == "win32", reason="no sockets in the file system here")
-def test_sockets_are_found(home: Path) -> None:
-    home.joinpath("runtime").mkdir(parents=True)
-    code = "import socket; socket.socket(socket.AF_UNIX).bind('daemon.sock')"
-    subprocess.run([sys.executable, "-c", code], cwd=home / "runtime", check=True)
-    assert [each.what for each in places.found(home / "cache")] == ["socket"]
+# ── of processes ────────────────────────────────────────────────────────────────────────────
+
+unix = pytest.mark.skipif(sys.platform == "win32", reason="no sockets in the file system here")
+SOCKET = "0123456789ab.sock"
+
+
+def socket_in(folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    code = f"import socket; socket.socket(socket.AF_UNIX).bind({name!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    return folder / name
+
+
+def locked(path: Path) -> subprocess.Popen[bytes]:
+    """A process that holds the lock of that file."""
+    code = (
+        f"import fcntl; file = open({str(path)!r}, 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+@unix
+def test_what_a_dead_front_has_left_is_found(home: Path) -> None:
+    socket_in(home / "runtime", SOCKET)
+    write(home / "runtime" / f"{SOCKET}.lock")
+    write(home / "runtime" / f"{SOCKET}.start")
+    write(home / "runtime" / "notes.lock")
+    socket_in(home / "runtime", "another.sock")
+    write(home / "runtime" / "ffffffffffff.sock")  # no socket
+    found = {each.path.name: (each.what, each.stays) for each in places.found(home / "cache")}
+    assert found == {
+        SOCKET: ("socket", ""),
+        f"{SOCKET}.lock": ("lock", ""),
+        f"{SOCKET}.start": ("lock", ""),
+    }
+
+
+@unix
+def test_what_belongs_to_a_running_front_stays(home: Path) -> None:
+    running, starting, dead = SOCKET, "aaaaaaaaaaaa.sock", "bbbbbbbbbbbb.sock"
+    for name in (running, dead):
+        socket_in(home / "runtime", name)
+        write(home / "runtime" / f"{name}.lock")
+        write(home / "runtime" / f"{name}.start")
+    with locked(home / "runtime" / f"{running}.lock") as one, locked(home / "runtime" / f"{starting}.start") as two:
+        stays = {each.path.name for each in places.found(home / "cache") if each.stays}
+        assert stays == {running, f"{running}.lock", f"{running}.start", f"{starting}.start"}
+        for process in (one, two):
+            process.communicate(b"\n")
+    assert not any(each.stays for each in places.found(home / "cache"))
+
+
+def test_the_note_of_a_standalone_daemon_stays_while_that_lives(home: Path) -> None:
+    mine = write(home / "runtime" / f"standalone-{os.getpid()}.json")
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    write(home / "runtime" / f"standalone-{ended.pid}.json")
+    reused = write(home / "runtime" / f"standalone-{os.getppid()}.json", age=10**9)  # older than that process
+    found = {each.path: each.stays for each in places.found(home / "cache")}
+    assert len(found) == 3
+    assert {path for path, stays in found.items() if stays} == {mine}
+    assert found[reused] == ""
+
+
+@unix
+def test_the_front_and_the_list_agree_on_where_its_files_are(
+    runtime_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime_home))
+    assert places.runtime_folder() is None
+    assert not (runtime_home / "cag-daemon").exists(), "to look is no reason to make it"
+    claim = runtime.Claim.take()
+    assert claim is not None
+    try:
+        assert places.runtime_folder() == runtime.runtime_folder()
+        found = {each.path: each for each in places._of_processes()}
+        assert found[runtime.socket_path()].stays == "a daemon is running"
+        assert set(found) == set(runtime.runtime_folder().iterdir())
+        assert all(each.stays for each in found.values())
+    finally:
+        claim.listener.close()
+        claim.release()
+    assert not any(each.stays for each in places._of_processes())
+
+
+@unix
+def test_they_agree_also_where_the_path_would_be_too_long_for_a_socket(
+    runtime_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    long = runtime_home / ("x" * 70)
+    long.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    monkeypatch.setenv("TMPDIR", str(runtime_home))
+    folder = runtime.runtime_folder()
+    assert folder == places.runtime_folder() == runtime_home / f"cag-daemon-{os.getuid()}"
+
+
+@unix
+def test_a_runtime_folder_that_is_a_link_is_not_looked_into(
+    runtime_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime_home))
+    (runtime_home / "elsewhere").mkdir(0o700)
+    (runtime_home / "cag-daemon").symlink_to(runtime_home / "elsewhere")
+    assert places.runtime_folder() is None
+
+
+@unix
+@pytest.mark.parametrize("state", ["", "set"])
+def test_the_log_is_where_the_front_writes_it(state: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path) if state else "")
+    assert str(places.log_folder() / places.DAEMON_LOG) == runtime.log_file()

@@ -36,6 +36,11 @@ def devices() -> list[str]:
     return [*found, "cpu"]
 
 
+def device_failed(error: BaseException) -> bool:
+    """Whether an error says that the device itself has given up: in that process it never comes back."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error) or "HIP error" in str(error)
+
+
 def choose_devices(name: str) -> list[torch.device]:
     """The devices that a setting stands for, in the order in which they are filled: several where CUDA has several.
 

@@ -217,8 +217,14 @@ class Engine:
             cache.turn_to(reading)
         return Answer(cached.text.version, text.finish(), finish_reason, origin, len(ids), generated)
 
-    def forget(self, document: str) -> None:
-        """Drop what is cached of that document."""
+    def forget(self, document: str, write: bool = False) -> None:
+        """Drop what is cached of that document.
+
+        Args:
+            write: first write down what is to be on disk, as far as a second is enough.
+        """
+        if write:
+            self._leaving(document)
         self._caches.forget(document)
         if self.keeping is not None:
             self.keeping.forget(document)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from cag_daemon.engine.cag import clean_up, generate_step, prefill
-from cag_daemon.engine.devices import environment
+from cag_daemon.engine.devices import device_failed, environment
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.engine.model import LoadedModel
 from cag_daemon.errors import one_line
@@ -70,6 +70,8 @@ def self_test(loaded: LoadedModel, cache_directory: str | None) -> Result:
     try:
         passed = refreshed_is_fresh(loaded)
     except Exception as error:  # reading and answering will say what is wrong, if anything is
+        if device_failed(error):
+            raise
         log.warning(
             "Refreshing could not be tested with %s (%s): after every edit the document will be read from the start.",
             loaded.name,

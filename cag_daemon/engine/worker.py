@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cag_daemon import messages
+from cag_daemon.engine.devices import device_failed
 from cag_daemon.errors import ModelFailed, Postponed, RequestFailed, Stopped, one_line
 from cag_daemon.messages import Ask, Cancel, Failed, Forget, Halted, Limit, Load, Message, Prepare
 
@@ -123,7 +124,7 @@ class Worker:
         elif isinstance(message, messages.Saved) and self._engine:
             self._engine.saved(message.document, message.version, message.file)
         elif isinstance(message, Forget) and self._engine:
-            self._engine.forget(message.document)
+            self._engine.forget(message.document, message.write)
 
     def _end(self, message: Any, work: Callable[[Any], Message]) -> None:
         """Do a job; whatever happens, exactly one message ends it."""
@@ -138,6 +139,9 @@ class Worker:
         except RequestFailed as error:
             end = Failed(message.job, str(error.reason), error.message, error.details)
         except Exception as error:
+            if device_failed(error):
+                log.error("The device failed: %s", one_line(error))
+                os._exit(messages.DEVICE_FAILED)  # the front starts another worker, on the same device
             log.exception("Job %s failed.", message.job)
             end = Failed(message.job, "modelFailed", f"internal: {one_line(error)}; see the log, and please report it.")
         self._cancelled.discard(message.job)

@@ -13,7 +13,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -40,8 +40,11 @@ class WorkerGone(Exception):
     def __init__(self, code: int | None, reason: str = "workerRestarted") -> None:
         self.reason = reason
         self.unasked = code is not None
+        self.device_failed = code == messages.DEVICE_FAILED
         self.signal = -code if code is not None and code < 0 else 0
         how = f"was ended by {_signal_name(self.signal)}" if self.signal else f"ended with exit code {code}"
+        if self.device_failed:
+            how = "lost its device (as after a suspend, or an error of the driver)"
         super().__init__(f"The model's process {how if code is not None else 'was stopped'}")
 
 
@@ -65,6 +68,14 @@ async def _collect(process: Process) -> None:
         await process.wait()
 
 
+async def _log_lines(process: Process, log: Callable[[str], None]) -> None:
+    """Hand on what a process prints, to its end; a line that is longer than a line should be, in pieces."""
+    assert process.stderr is not None
+    while piece := await process.stderr.read(8192):
+        for line in piece.decode("utf-8", "replace").splitlines():
+            log(line)
+
+
 class Backend:
     """One worker with one model.
 
@@ -73,6 +84,8 @@ class Backend:
         on_change: called when ``state`` has changed.
         on_dropped: called with the name of a document whose cache had to leave memory, and whether it was wrong.
         on_gone: called when a worker ended that nobody had stopped.
+        environment: of the worker, beyond this process's.
+        log_worker: takes what the worker prints, a line at a time; None: it goes where our own stderr goes.
     """
 
     def __init__(
@@ -81,6 +94,8 @@ class Backend:
         on_change: Callable[[], None],
         on_dropped: Callable[[str, bool], None],
         on_gone: Callable[[WorkerGone], None],
+        environment: Mapping[str, str],
+        log_worker: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings
         self.state: BackendState = "stopped"
@@ -89,13 +104,21 @@ class Backend:
         self.error: RequestFailed | None = None
         self.characters = 0  # of the longest document, when a model is loaded for it
         self._on_change, self._on_dropped, self._on_gone = on_change, on_dropped, on_gone
+        self._environment, self._log_worker = environment, log_worker
+        self._device: str | None = None  # where the model was; it is not somewhere else after a failure, unasked
         self._process: Process | None = None
         self._loading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._collecting: asyncio.Future[None] | None = None
         self._jobs = itertools.count(1)
-        self._open: dict[int, tuple[asyncio.Future[Message], Callable[[Message], None]]] = {}
+        self._open: dict[int, tuple[asyncio.Future[Message], Callable[[Message], None], object]] = {}
         self._deaths: deque[float] = deque(maxlen=RESTARTS + 1)
+        self._device_failed = -RESTART_SECONDS
+
+    @property
+    def pid(self) -> int | None:
+        """Of the worker; None: there is none."""
+        return None if self._process is None else self._process.pid
 
     async def ready(self) -> Loaded:
         """The model, loaded now if it was not. A failure stays until `retry`."""
@@ -108,8 +131,15 @@ class Backend:
             await asyncio.wait({self._loading})
         return self.model
 
-    async def run(self, message: Message, on_event: Callable[[Message], None] = lambda _: None) -> Message:
+    async def run(
+        self, message: Message, on_event: Callable[[Message], None] = lambda _: None, owner: object = None
+    ) -> Message:
         """Have a job done (a message with ``job`` 0, which is set here) and return what came of it.
+
+        Args:
+            message: the job.
+            on_event: called with what the worker says of it on the way.
+            owner: whose it is, see `fail`.
 
         Raises:
             RequestFailed: the worker says why.
@@ -118,7 +148,7 @@ class Backend:
         """
         job = next(self._jobs)
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._open[job] = (future, on_event)
+        self._open[job] = (future, on_event, owner)
         try:
             self.send(dataclasses.replace(message, job=job))  # type: ignore[call-arg]
             result = await future
@@ -140,6 +170,13 @@ class Backend:
             self._process.stdin.write(messages.encode(message))
         elif isinstance(message, Ask | messages.Prepare | Load):
             raise WorkerGone(None)
+
+    def fail(self, owner: object, gone: WorkerGone) -> None:
+        """End the open jobs of one owner; the worker stops doing them."""
+        for job, (future, _, whose) in list(self._open.items()):
+            if whose is owner and not future.done():
+                self.send(Cancel(job))
+                future.set_exception(gone)
 
     def limit_memory(self, memory_bytes: int | None) -> None:
         """How much all caches together may take, from now on."""
@@ -190,7 +227,7 @@ class Backend:
             load = Load(
                 job=0,
                 model=wanted.model,
-                device=wanted.device,
+                device=self._device if self._device is not None and wanted.device == "auto" else wanted.device,
                 dtype=wanted.dtype,
                 threads=wanted.threads,
                 quantization=wanted.quantization,
@@ -203,7 +240,7 @@ class Backend:
             loaded = await self.run(load, self._loaded_so_far)
             assert isinstance(loaded, Loaded)
             self.limit_memory(wanted.memory_bytes)
-            self.model = loaded
+            self.model, self._device = loaded, "cuda" if "," in loaded.device else loaded.device
             self._set("ready")
         except RequestFailed as error:
             self._fail(error)
@@ -228,18 +265,29 @@ class Backend:
         self._set("failed")
 
     async def _spawn(self, settings: Settings) -> Process:
-        environment = os.environ | {
-            "CAG_PARENT_PID": str(os.getpid()),
-            "CAG_THREADS": str(settings.threads),
-            "OMP_NUM_THREADS": str(settings.threads),
-            "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_OFFLINE": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        return await asyncio.create_subprocess_exec(
-            sys.executable, "-c", WORKER, PACKAGE_PARENT, stdin=PIPE, stdout=PIPE, env=environment
+        environment = (
+            os.environ
+            | dict(self._environment)
+            | {
+                "CAG_PARENT_PID": str(os.getpid()),
+                "CAG_THREADS": str(settings.threads),
+                "OMP_NUM_THREADS": str(settings.threads),
+                "HF_HUB_OFFLINE": "1",
+                "TRANSFORMERS_OFFLINE": "1",
+                "HF_HUB_DISABLE_TELEMETRY": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+            }
         )
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", WORKER, PACKAGE_PARENT),
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=None if self._log_worker is None else PIPE,
+            env=environment,
+        )
+        if self._log_worker is not None:
+            self._logging = asyncio.ensure_future(_log_lines(process, self._log_worker))
+        return process
 
     async def _watch(self, process: Process) -> None:
         """Hand out what the worker says; when it ends unasked, say so, and count it."""
@@ -260,6 +308,13 @@ class Backend:
         self.model, self.percent = None, 0
         now = time.monotonic()
         self._deaths.append(now)
+        if gone.device_failed:
+            again, self._device_failed = now - self._device_failed < RESTART_SECONDS, now
+            if again:
+                self.error = ModelFailed(
+                    f"{gone}, again. Another device is not chosen by itself: restart the machine or its driver and "
+                    "refresh, or set device to cpu."
+                )
         if len(self._deaths) > RESTARTS and now - self._deaths[0] < RESTART_SECONDS:
             self.error = ModelFailed(
                 f"{gone}, and so it did {RESTARTS} times before within {RESTART_SECONDS / 60:.0f} minutes. "
@@ -275,7 +330,7 @@ class Backend:
         if isinstance(message, messages.Dropped):
             self._on_dropped(message.document, message.wrong)
             return
-        future, on_event = self._open.get(getattr(message, "job", 0), (None, None))
+        future, on_event, _ = self._open.get(getattr(message, "job", 0), (None, None, None))
         if future is None or on_event is None or future.done():
             return
         if isinstance(message, Loaded | Prepared | messages.Postponed | Answered | Failed | Halted):
@@ -284,7 +339,7 @@ class Backend:
             on_event(message)
 
     def _fail_open(self, gone: WorkerGone) -> None:
-        for future, _ in self._open.values():
+        for future, _, _ in self._open.values():
             if not future.done():
                 future.set_exception(gone)
 

@@ -8,6 +8,7 @@ a client that does not read. No method of ours is known here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import queue
@@ -29,6 +30,8 @@ PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 INTERNAL_ERROR = -32603
 REQUEST_CANCELLED = -32800
+
+MOST_UNREAD = 200_000_000  # bytes that wait for a client
 
 
 class Protocol(LanguageServerProtocol):
@@ -209,6 +212,25 @@ class ThreadWriter:
             self._on_broken()
 
 
+class SocketWriter:
+    """Writes to a client over a socket; one that does not read what it is sent, for very long, is let go."""
+
+    def __init__(self, stream: asyncio.StreamWriter, on_broken: Callable[[], None]) -> None:
+        self._stream, self._on_broken = stream, on_broken
+
+    def write(self, data: bytes) -> None:
+        """Have the frame written, in order."""
+        if self._stream.transport.get_write_buffer_size() > MOST_UNREAD:
+            logger.warning("a client reads nothing of what it is sent; the connection is closed")
+            self._stream.transport.abort()
+            self._on_broken()
+        elif not self._stream.is_closing():
+            self._stream.write(data)
+
+    def close(self) -> None:
+        """What is left is written; the connection is closed by who opened it."""
+
+
 async def serve(server: QuietServer, stdin: BinaryIO, stdout: BinaryIO, until: asyncio.Event) -> int:
     """Serve one client until ``exit``, the end of its input, or ``until``; return the exit code (0 or 1).
 
@@ -220,12 +242,17 @@ async def serve(server: QuietServer, stdin: BinaryIO, stdout: BinaryIO, until: a
         loop.call_soon_threadsafe(until.set)
 
     writer = ThreadWriter(stdout, on_broken=broken)
+    return await converse(server, StdinAsyncReader(stdin), writer, until)
+
+
+async def converse(server: QuietServer, reader: Any, writer: Any, until: asyncio.Event) -> int:
+    """As `serve`, on any reader and writer that pygls can use."""
     server.protocol.set_writer(writer)
     server.protocol.on_exit = until.set
     reading = asyncio.ensure_future(
         run_async(
             stop_event=threading.Event(),
-            reader=StdinAsyncReader(stdin),
+            reader=reader,
             protocol=server.protocol,
             logger=logging.getLogger("pygls"),  # quiet: what it would print is a traceback of the client's mistake
             error_handler=server._report_server_error,
@@ -235,5 +262,7 @@ async def serve(server: QuietServer, stdin: BinaryIO, stdout: BinaryIO, until: a
     await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
     ending.cancel()
     reading.cancel()
+    with contextlib.suppress(asyncio.CancelledError, asyncio.IncompleteReadError, OSError, ValueError):
+        await asyncio.wait_for(reading, 0.01)
     writer.close()
     return 0 if server.protocol._shutdown else 1

@@ -165,6 +165,13 @@ class Document(TypedDict):
     notice: NotRequired[str]
 
 
+class Client(TypedDict):
+    """An editor that shares the daemon; ``documents`` are URIs."""
+
+    name: str
+    documents: list[str]
+
+
 class Status(TypedDict):
     """The result of ``cag/status``, and the params of ``cag/statusChanged``."""
 
@@ -177,6 +184,7 @@ class Status(TypedDict):
     documents: list[Document]
     queue: int
     unloadsInSeconds: NotRequired[int]
+    clients: NotRequired[list[Client]]
 
 
 class AnsweredFrom(TypedDict):

@@ -15,8 +15,9 @@ from dataclasses import replace
 from cag_daemon import messages
 from cag_daemon.config import Settings
 from cag_daemon.errors import ModelFailed, OutOfMemory, RequestFailed, Stopped
-from cag_daemon.front.backend import Backend, WorkerGone
+from cag_daemon.front.backend import WorkerGone
 from cag_daemon.front.document import Document, Held, Reading
+from cag_daemon.front.pool import Seat
 from cag_daemon.front.protocol import RefreshResult
 
 logger = logging.getLogger(__name__)
@@ -30,15 +31,20 @@ class Reader:
 
     Args:
         backend: what reads.
+        settings: in force now.
         on_status: called when a status may have changed.
         on_document: called with the params of ``cag/documentChanged``.
     """
 
     def __init__(
-        self, backend: Backend, on_status: Callable[[], None], on_document: Callable[[RefreshResult], None]
+        self,
+        backend: Seat,
+        settings: Settings,
+        on_status: Callable[[], None],
+        on_document: Callable[[RefreshResult], None],
     ) -> None:
         self.documents: list[Document] = []
-        self.settings: Settings = backend.settings
+        self.settings = settings
         self.running = False
         self._backend, self._on_status, self._on_document = backend, on_status, on_document
         self._task: asyncio.Task[None] | None = None
@@ -113,6 +119,7 @@ class Reader:
             following.reading = Reading(following.text, following.sequence, following.source == "disk")
             self._task = asyncio.ensure_future(self._read(following, following.reading))
             self._task.add_done_callback(functools.partial(self._done, following))
+        self._backend.reconsider()
 
     def stop(self, document: Document | None = None) -> None:
         """Stop what is being read, or that only where it is this document."""
@@ -159,8 +166,7 @@ class Reader:
                 self._on_status()
 
         try:
-            self._backend.characters = max(len(each.text.normalised) for each in self.documents if each.text)
-            await self._backend.ready()
+            await self._backend.ready(max(len(each.text.normalised) for each in self.documents if each.text))
             prepare = messages.Prepare(
                 job=0,
                 document=document.uri,
@@ -174,7 +180,8 @@ class Reader:
                 file=str(document.path),
                 saved=reading.saved,
             )
-            prepared = await self._backend.run(prepare, progress)
+            wanted = functools.partial(document.waited_for, sequence)
+            prepared = await self._backend.read(prepare, progress, wanted)
             if isinstance(prepared, messages.Postponed):
                 # Whoever has come to wait for it meanwhile gets it: `next` looks for that.
                 self._tokens_per_second = prepared.tokens / prepared.seconds
@@ -219,7 +226,7 @@ class Reader:
         held = document.held
         if held is not None and not held.saved and document.source == "disk" and document.is_held(held.system_prompt):
             document.held = replace(held, saved=True)
-            self._backend.send(messages.Saved(document.uri, held.text.version, str(document.path)))
+            self._backend.tell_saved(document.uri, held.text.version, str(document.path))
 
     def _died_reading(self, document: Document, reading: Reading, gone: WorkerGone) -> None:
         """The first death may be chance, and the text is tried again; the second is the text's doing."""

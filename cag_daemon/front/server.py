@@ -6,10 +6,12 @@ One `CagServer` serves one connection. It translates between LSP and `Session`, 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,13 +20,14 @@ from lsprotocol import types
 from pygls.protocol import default_converter, lsp_method
 
 from cag_daemon import __version__
-from cag_daemon.config import Problem, resolve
+from cag_daemon.config import Problem, Settings, resolve
 from cag_daemon.errors import InvalidParams
-from cag_daemon.front import protocol
+from cag_daemon.front import neighbours, protocol
 from cag_daemon.front.announce import Announcer
 from cag_daemon.front.commands import Commands, file_path, plain_range
 from cag_daemon.front.document import Document
 from cag_daemon.front.jsonrpc import Protocol, QuietServer, serve
+from cag_daemon.front.pool import Pool
 from cag_daemon.front.protocol import (
     AskParams,
     AskResult,
@@ -149,14 +152,20 @@ class CagServer(QuietServer):
 
     Args:
         flags: settings from the command line, by field name.
+        pool: where the model is, which others may share.
+        client: what is known of the program that started it; None: all is as in this process.
     """
 
     protocol: CagProtocol
     session: Session
 
-    def __init__(self, flags: Mapping[str, Any]) -> None:
-        super().__init__("cag-daemon", __version__, protocol_cls=CagProtocol, converter_factory=default_converter)
+    def __init__(self, flags: Mapping[str, Any], pool: Pool, client: Surroundings | None = None) -> None:
+        super().__init__("cag-daemon", __version__, protocol_cls=CagProtocol, converter_factory=_converter)
         self.ended = asyncio.Event()
+        self.name = "an editor"
+        self.process_id: int | None = None
+        self._client = client or Surroundings(os.environ, None)
+        self._alone = client is None
         self._flags = flags
         self._editor: dict[str, Any] = {}
         self._folders: list[Path] = []
@@ -164,10 +173,13 @@ class CagServer(QuietServer):
         self._asking: set[str] = set()
         self._starting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        settings, self._problems = resolve(flags, os.environ, {})
+        settings, self._problems = self._resolve({})
         self.commands = Commands(self)
         self.announcer = Announcer(self, lambda: self.session)
-        self.session = Session(settings, self.announcer.status_changed, self._document_changed, self._notice)
+        environment = {} if self._alone else self._client.environment
+        self.session = Session(
+            settings, pool, environment, self.announcer.status_changed, self._document_changed, self._notice
+        )
 
     # ── start and end ──
 
@@ -187,7 +199,10 @@ class CagServer(QuietServer):
         self._folders = [path for uri in uris if (path := file_path(uri)) is not None]
         if not uris and params.root_path:
             self._folders = [Path(params.root_path).absolute()]
-        if params.process_id is not None:
+        if params.client_info is not None:
+            self.name = params.client_info.name
+        self.process_id = params.process_id
+        if params.process_id is not None and self._alone:  # else the forwarder does
             self._watch_parent(params.process_id)
 
     def begin(self) -> None:
@@ -206,10 +221,15 @@ class CagServer(QuietServer):
         await asyncio.shield(self._starting)
         return self.session
 
+    @property
+    def linger(self) -> float:
+        """Seconds for which what is cached stays when this client has gone."""
+        return 0 if self._alone else self.session.settings.linger_seconds
+
     async def finish(self) -> None:
         """Give up whatever is open, and see it answered."""
         own = asyncio.current_task()
-        self.session.close()
+        self.session.close(self.linger)
         everything: list[Any] = list(self.protocol._request_futures.values())
         open_ones = [each for each in everything if isinstance(each, asyncio.Task) and each is not own]
         if open_ones:
@@ -251,13 +271,18 @@ class CagServer(QuietServer):
             await self._configure(self._editor)
 
     async def _configure(self, editor: Mapping[str, Any]) -> None:
-        settings, problems = resolve(self._flags, os.environ, editor)
+        settings, problems = self._resolve(editor)
         for problem in (*self._problems, *problems):
             if str(problem) not in self._problems_shown:
                 self._problems_shown.add(str(problem))
                 self.show(str(problem), types.MessageType.Warning)
         self._problems = []
         await self.session.configure(settings)
+
+    def _resolve(self, editor: Mapping[str, Any]) -> tuple[Settings, list[Problem]]:
+        """The settings in force; paths in them are as the client means them."""
+        settings, problems = resolve(self._flags, self._client.environment, editor)
+        return settings.model_copy(update=self._client.absolute(settings)), problems
 
     async def change_folders(self, event: types.WorkspaceFoldersChangeEvent) -> None:
         """Folders were added to the workspace, or removed from it."""
@@ -319,7 +344,7 @@ class CagServer(QuietServer):
 
     async def unload(self) -> dict[str, Any]:
         """``cag/unload``."""
-        (await self.started()).unload()
+        await (await self.started()).unload()
         return {}
 
     # ── what goes out ──
@@ -336,6 +361,31 @@ class CagServer(QuietServer):
 
     def _log(self, message: str) -> None:
         self.window_log_message(types.LogMessageParams(type=types.MessageType.Info, message=message))
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a client's daemon was started: its environment, and its working folder if that is not ours."""
+
+    environment: Mapping[str, str]
+    folder: Path | None
+
+    def absolute(self, settings: Settings) -> dict[str, str]:
+        """Those settings that name a path relative to the working folder, by field name."""
+        found: dict[str, str] = {}
+        if self.folder is None:
+            return found
+        if settings.model not in ("auto", "embedded") and (self.folder / Path(settings.model).expanduser()).is_dir():
+            found["model"] = str(self.folder / Path(settings.model).expanduser())
+        if not Path(settings.cache_directory).expanduser().is_absolute():
+            found["cache_directory"] = str(self.folder / settings.cache_directory)
+        return found
+
+
+@functools.cache
+def _converter() -> Any:
+    """One for all connections: to make it takes a tenth of a second, and several megabytes."""
+    return default_converter()  # type: ignore[no-untyped-call]
 
 
 def capabilities() -> types.ServerCapabilities:
@@ -367,12 +417,14 @@ def run(stdin: BinaryIO, stdout: BinaryIO, flags: Mapping[str, Any]) -> int:
     logging.getLogger("pygls").setLevel(logging.CRITICAL)
 
     async def main() -> int:
-        server = CagServer(flags)
+        pool = Pool(on_loaded=neighbours.greet)
+        server = CagServer(flags, pool)
         try:
             return await serve(server, stdin, stdout, server.ended)
         finally:
             server.session.close()
-            await server.session.backend.ended(GOODBYE_SECONDS)
+            neighbours.leave()
+            await pool.ended(GOODBYE_SECONDS)
 
     # Not asyncio.run, which would wait for that thread.
     return asyncio.new_event_loop().run_until_complete(main())

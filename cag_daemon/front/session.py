@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from cag_daemon import messages
-from cag_daemon.config import WORKER_FIELDS, Settings
+from cag_daemon.config import Settings
 from cag_daemon.errors import CancelledByDaemon, DocumentNotFound, InvalidParams, RequestFailed
-from cag_daemon.front.backend import Backend, WorkerGone
+from cag_daemon.front.backend import WorkerGone
 from cag_daemon.front.document import Document, OpenFile, file_key
-from cag_daemon.front.protocol import AskParams, AskResult, LocateResult, RefreshResult, ask_result, cite
+from cag_daemon.front.pool import Pool
+from cag_daemon.front.protocol import AskParams, AskResult, Client, LocateResult, RefreshResult, ask_result, cite
 from cag_daemon.front.reader import Reader, cost_of
 from cag_daemon.front.watch import Watcher
 from cag_daemon.text import Buffer, Text, normalise
@@ -34,10 +35,12 @@ GIVEN_UP = {
 
 
 class Session:
-    """The documents of one client, and the one backend behind them.
+    """The documents of one client, and its seat at a backend, which others may share.
 
     Args:
         settings: in force now; see `configure`.
+        pool: where a backend is found for them.
+        environment: of the client.
         on_status: called when a status may have changed.
         on_document: called with the params of ``cag/documentChanged``.
         on_notice: called with a sentence that the user should see.
@@ -46,6 +49,8 @@ class Session:
     def __init__(
         self,
         settings: Settings,
+        pool: Pool,
+        environment: Mapping[str, str],
         on_status: Callable[[], None],
         on_document: Callable[[RefreshResult], None],
         on_notice: Callable[[str], None],
@@ -53,21 +58,23 @@ class Session:
         self.settings = settings
         self.started = False
         self.unloaded = False
+        self.stopped = False  # on purpose, for all clients
+        self.clients: Callable[[], list[Client] | None] = lambda: None  # of the process, where it has several
         self.documents: dict[Path, Document] = {}
-        self.backend = Backend(settings, on_status, self._dropped, self._worker_gone)
-        self.reader = Reader(self.backend, on_status, on_document)
+        self.last_use = time.monotonic()
+        self._requests: dict[asyncio.Task[Any], Document] = {}
+        self.backend = pool.seat(self, environment)
+        self.reader = Reader(self.backend, settings, on_status, on_document)
         self._on_status, self._on_notice = on_status, on_notice
         self._folders: list[Path] = []
         self._open: dict[str, OpenFile] = {}
         self._watcher: Watcher | None = None
-        self._requests: dict[asyncio.Task[Any], Document] = {}
+        self._closed = False
         self._given_up: dict[asyncio.Task[Any], CancelledByDaemon] = {}
         self._questions: set[asyncio.Task[Any]] = set()
         self._begun: set[asyncio.Task[Any]] = set()
         self._looks: set[asyncio.Task[None]] = set()
         self._settling: dict[Document, asyncio.TimerHandle] = {}
-        self._last_use = time.monotonic()
-        self._idle_timer: asyncio.TimerHandle | None = None
 
     # ── folders and settings ──
 
@@ -78,7 +85,7 @@ class Session:
         await self._arrange()
         self.started = self.reader.running = True
         self.reader.next()
-        self._watch_idleness()
+        self.backend.used()
         self._on_status()
 
     async def change_folders(self, added: Iterable[Path], removed: Iterable[Path]) -> None:
@@ -92,37 +99,46 @@ class Session:
         """Other settings from now on: each takes effect as the contract's table says."""
         old, self.settings = self.settings, settings
         changed = {name for name in Settings.model_fields if getattr(old, name) != getattr(settings, name)}
-        self.backend.settings = self.reader.settings = settings
-        if changed & WORKER_FIELDS:
+        self.reader.settings = settings
+        if self.backend.is_for(settings):
+            self.backend.settle()
+        else:
             self.reader.forget_speed()
-            self._restart("settingsChanged", due=True)
+            self.reader.stop()
+            self.backend.move()
+            self._forget_caches(due=True)
+        if old.kept_in is not None and settings.kept_in is None:
+            for document in self.documents.values():  # of what is cached, too, nothing is to be written
+                self.backend.forget(document.uri)
+                document.held = None
         for document in self.documents.values():
             # What failed under the old settings is worth another try.
             document.failure = None if changed else document.failure
             document.sequence += "system_prompt" in changed
             document.due = document.due or (bool(changed) and not self.unloaded and self.reader.is_due(document))
-        if "memory_max_gigabytes" in changed:
-            self.backend.limit_memory(settings.memory_bytes)
-        if changed & {"cache_directory", "cache_max_gigabytes"}:
-            self.backend.send(messages.Keep(settings.kept_in, settings.cache_bytes))
         if "document" in changed and self.started:
             await self._arrange()
-        self._watch_idleness()
         self.reader.next()
         self._on_status()
 
-    def close(self) -> None:
-        """Give up every request and end the worker. Nothing can be asked afterwards."""
+    def close(self, linger: float = 0) -> None:
+        """Give up every request and leave the backend. Nothing can be asked afterwards.
+
+        Args:
+            linger: seconds for which what is cached stays, should the client come back.
+        """
+        if self._closed:
+            return
+        self._closed = True
         self.started = self.reader.running = False
         for task in self._requests:
             self._give_up(task, "shuttingDown")
         for look in self._looks:
             look.cancel()
-        for handle in (self._idle_timer, *self._settling.values()):
-            if handle is not None:
-                handle.cancel()
+        for handle in self._settling.values():
+            handle.cancel()
         self.reader.stop()
-        self.backend.stop("shuttingDown")
+        self.backend.leave(linger)
         if self._watcher is not None:
             self._watcher.close()
 
@@ -137,7 +153,7 @@ class Session:
                 if asked is document:
                     self._give_up(task, "settingsChanged")
             self.reader.stop(document)
-            self.backend.send(messages.Forget(document.uri))
+            self.backend.forget(document.uri)
         new = [path for path in paths if path not in self.documents]
         self.documents = {path: self.documents.get(path) or Document(path) for path in paths}
         self.reader.documents = list(self.documents.values())
@@ -178,9 +194,9 @@ class Session:
     # ── the editor's buffers, and the files' events ──
 
     def opened(self, path: Path, text: str) -> None:
-        """A file was opened in the editor."""
+        """A file was opened in the editor. If it is the document, its model is wanted soon."""
         self._open[file_key(path)] = OpenFile(Buffer(text))
-        self._settle_file(path, 0)
+        self._settle_file(path, 0, interest=True)
 
     def edited(self, path: Path, changes: Iterable[tuple[Mapping[str, Any] | None, str]]) -> None:
         """An open file was changed: (range, or None for all of it; new text), in order.
@@ -212,10 +228,14 @@ class Session:
         file = self._open.get(file_key(path))
         return None if file is None else Text.of(file.buffer.text)
 
-    def _settle_file(self, path: Path, seconds: float) -> None:
+    def _settle_file(self, path: Path, seconds: float, interest: bool = False) -> None:
         key = file_key(path)
         for document in self.documents.values():
             if document.path == path or file_key(document.path) == key:
+                if interest and self.unloaded:
+                    self.unloaded = False
+                    document.due = document.known is not None
+                    self.reader.next()
                 self._settle(document, seconds)
 
     def _file_event(self, path: Path) -> None:
@@ -310,7 +330,7 @@ class Session:
         while True:
             await self._whole(document, previous=params.whileRefreshing == "previous")
             try:
-                answered = await self.backend.run(question, on_event)
+                answered = await self.backend.ask(question, on_event)
                 assert isinstance(answered, messages.Answered)
                 return answered
             except WorkerGone as gone:
@@ -365,11 +385,9 @@ class Session:
         citations = await asyncio.to_thread(cite, words, text, document.uri)
         return {"document": {"uri": document.uri, "version": text.version}, "citations": citations}
 
-    def unload(self) -> None:
-        """The model leaves memory now; the next question brings it back."""
-        # Where a question waits for its text, it brings the model back at once.
-        self.unloaded = not any(document.waiters for document in self.documents.values())
-        self._restart("workerRestarted", due=False)
+    async def unload(self) -> None:
+        """The model leaves memory, now or when what others have asked is answered; the next question brings it back."""
+        await self.backend.unload()
 
     @contextlib.asynccontextmanager
     async def _request(self, document: Document) -> AsyncIterator[asyncio.Task[Any]]:
@@ -377,7 +395,7 @@ class Session:
         task = asyncio.current_task()
         assert task is not None
         self._requests[task] = document
-        self._last_use = time.monotonic()
+        self.last_use = time.monotonic()
         self._on_status()
         try:
             yield task
@@ -390,8 +408,8 @@ class Session:
             self._given_up.pop(task, None)
             self._questions.discard(task)
             self._begun.discard(task)
-            self._last_use = time.monotonic()
-            self._watch_idleness()
+            self.last_use = time.monotonic()
+            self.backend.used()
             self._on_status()
 
     def _give_up(self, task: asyncio.Task[Any], reason: str) -> None:
@@ -408,24 +426,51 @@ class Session:
         """How many questions the worker has not turned to yet."""
         return len(self._questions - self._begun)
 
-    # ── the worker's life ──
+    # ── what the seat tells, and asks: see `pool.Guest` ──
 
-    def _dropped(self, uri: str, wrong: bool) -> None:
-        for document in self.documents.values():
-            if document.uri == uri:
-                document.held = None
-                document.due = document.due or (wrong and document.known is not None)
+    @property
+    def busy(self) -> bool:
+        """Whether a request is open, or something is read."""
+        return bool(self._requests) or self.reader.busy
+
+    @property
+    def requests(self) -> set[asyncio.Task[Any]]:
+        """The open requests."""
+        return set(self._requests)
+
+    @property
+    def unloads_in(self) -> float | None:
+        """Seconds until the model leaves memory for want of questions; None: it does not."""
+        return self.backend.unloads_in
+
+    def backend_changed(self) -> None:
+        """The state of the backend is another, or how far loading has come."""
+        self._on_status()
+
+    def notice(self, sentence: str) -> None:
+        """Something that the user should know."""
+        self._on_notice(sentence)
+
+    def dropped(self, document: str, wrong: bool) -> None:
+        """The cache of a document had to leave memory."""
+        for each in self.documents.values():
+            if each.uri == document:
+                each.held = None
+                each.due = each.due or (wrong and each.known is not None)
         if wrong:
             self.reader.next()
         self._on_status()
 
-    def _worker_gone(self, gone: WorkerGone) -> None:
+    def worker_gone(self, gone: WorkerGone) -> None:
+        """A worker ended that nobody had stopped."""
         self._on_notice(self.backend.error.message if self.backend.error else f"{gone}; it is being started again.")
         self._forget_caches(due=True)
 
-    def _restart(self, reason: str, due: bool) -> None:
-        self.backend.stop(reason)
-        self._forget_caches(due)
+    def emptied(self) -> None:
+        """The model has left memory."""
+        # Where a question waits for its text, it brings the model back at once.
+        self.unloaded = not any(document.waiters for document in self.documents.values())
+        self._forget_caches(due=False)
 
     def _forget_caches(self, due: bool) -> None:
         for document in self.documents.values():
@@ -433,26 +478,3 @@ class Session:
             document.due = due and document.known is not None
         self.reader.next()
         self._on_status()
-
-    @property
-    def unloads_in(self) -> float | None:
-        """Seconds until the model leaves memory for want of questions; None: it does not."""
-        minutes = self.settings.idle_unload_minutes
-        if not minutes or self.backend.state != "ready" or self._requests or self.reader.busy:
-            return None
-        return max(0.0, self._last_use + minutes * 60 - time.monotonic())
-
-    def _watch_idleness(self) -> None:
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-        if self.settings.idle_unload_minutes and self.started:
-            left = self.unloads_in
-            wait = self.settings.idle_unload_minutes * 60 if left is None else left
-            self._idle_timer = asyncio.get_running_loop().call_later(max(wait, 0.05), self._unload_if_idle)
-
-    def _unload_if_idle(self) -> None:
-        left = self.unloads_in
-        if left is not None and left <= 0.01:
-            self.unload()
-        else:
-            self._watch_idleness()

@@ -36,12 +36,16 @@ def status_of(session: Session) -> Status:
         }
     if (left := session.unloads_in) is not None:
         status["unloadsInSeconds"] = round(left)
+    if (clients := session.clients()) is not None:
+        status["clients"] = clients
     return status
 
 
 def _state(session: Session) -> tuple[protocol.State, str, RequestFailed | None]:
     """The state, the sentence that tells it, and what is wrong where something is."""
     documents, backend = list(session.documents.values()), session.backend
+    if session.stopped:
+        return "unloaded", "The daemon was stopped; the next question starts it again.", None
     if not session.started:
         return "starting", "Starting.", None
     if backend.error is not None:

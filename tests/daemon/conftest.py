@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.client import Client
+from tests.client import SERVE, Client
 from tests.daemon.slow import make_slow_model
 from tests.documents import LIGHTHOUSE
 
@@ -46,16 +46,21 @@ class Daemons:
         capabilities: Mapping[str, Any] | None = None,
         initialize: bool = True,
         process_id: int | None = None,
-        arguments: Sequence[str] = ("serve", "--standalone"),
+        arguments: Sequence[str] = SERVE,
         flags: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         settings: Any = None,
+        beside: Client | None = None,
     ) -> Client:
-        """A daemon with one workspace folder, unless told otherwise; ``client.folder`` and ``client.document``."""
+        """A daemon with one workspace folder, unless told otherwise; ``client.folder`` and ``client.document``.
+
+        ``beside``: another client, whose front this one shares.
+        """
         folders = [self.workspace(text)] if folders is None else folders
         elsewhere = self._base / f"elsewhere {next(self._numbers)}"  # a relative document is not one of the cwd
         elsewhere.mkdir()
-        client = Client(elsewhere, arguments=arguments, flags=flags, env=env)
+        home, runtime = (beside.home, beside.runtime) if beside is not None else (None, None)
+        client = Client(elsewhere, arguments=arguments, flags=flags, env=env, home=home, runtime=runtime)
         self._started.append(client)
         client.settings = settings
         if folders:

@@ -16,6 +16,7 @@ export const KEYS = [
   'quantization',
   'threads',
   'idleUnloadMinutes',
+  'lingerSeconds',
   'cacheDirectory',
   'cacheMaxGigabytes',
   'memoryMaxGigabytes',

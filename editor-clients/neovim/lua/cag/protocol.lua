@@ -45,6 +45,7 @@ M.SETTINGS = {
   'quantization',
   'threads',
   'idleUnloadMinutes',
+  'lingerSeconds',
   'cacheDirectory',
   'cacheMaxGigabytes',
   'memoryMaxGigabytes',
@@ -72,6 +73,7 @@ M.CODES = { cancelled = -32800, cancelled_by_daemon = -32802, failed = -32803 }
 ---@field quantization? 'none'|'int8'|'int4'
 ---@field threads? integer Threads of the model.
 ---@field idleUnloadMinutes? number The model leaves memory after this; 0: never.
+---@field lingerSeconds? number The shared daemon ends this long after its last editor.
 ---@field cacheDirectory? string Where KV caches go on disk.
 ---@field cacheMaxGigabytes? number KV caches on disk at most.
 ---@field memoryMaxGigabytes? number KV caches in memory at most.
