@@ -240,6 +240,9 @@ def _command_line(arguments: list[str], stdout: BinaryIO | None) -> int:
             print(file=sys.stderr)
             return INTERRUPTED
         if not isinstance(error, CagError):
+            if type(error).__name__ == "AcceleratorError":  # torch's, which is not imported for its name
+                print(f"cag-daemon: The device failed ({error}); try again, or set --device cpu.", file=sys.stderr)
+                return FAILED
             raise
         print(f"cag-daemon: {error.message}", file=sys.stderr)
         return WRONG_USAGE if isinstance(error, InvalidParams) else FAILED

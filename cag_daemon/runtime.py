@@ -97,7 +97,9 @@ def log_file() -> str:
 
 def _folders() -> list[str]:
     """Where sockets may be, the first choice first; their names may not be long."""
-    uid = os.getuid() if hasattr(os, "getuid") else 0
+    if not hasattr(os, "getuid"):  # Windows: there are no sockets there, and the folder is the user's own anyway
+        return [os.path.join(os.environ.get("LOCALAPPDATA") or os.path.expanduser("~"), "cag-daemon", "run")]
+    uid = os.getuid()
     temporary = [each for each in (os.environ.get("TMPDIR", ""), "/tmp") if os.path.isabs(each)]
     wanted = [os.path.join(each, f"cag-daemon-{uid}") for each in temporary]
     given = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -128,6 +130,8 @@ def _runtime_folder() -> str:
             continue
         if not stat.S_ISDIR(found.st_mode):
             problem = f"{path} is no folder; remove it, or set XDG_RUNTIME_DIR to a folder of yours."
+        elif not hasattr(os, "getuid"):
+            return path
         elif found.st_uid != os.getuid():
             problem = f"The folder {path} is another user's; set XDG_RUNTIME_DIR to a folder of yours."
         elif found.st_mode & 0o077:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,22 +38,29 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def environment(tmp_path: Path, programs: Path) -> dict[str, str]:
-    """A home of its own, so that no editor meets the user's settings; the daemon on PATH."""
+def environment(tmp_path: Path, programs: Path) -> Iterator[dict[str, str]]:
+    """A home of its own, so that no editor meets the user's settings; the daemon on PATH.
+
+    It shares its front with nobody, and that ends with the last editor: what is left is seen at once.
+    """
     home = tmp_path / "home"
     home.mkdir()
     places = {"XDG_CONFIG_HOME": ".config", "XDG_DATA_HOME": ".local/share", "XDG_STATE_HOME": ".local/state"}
-    places |= {"XDG_CACHE_HOME": ".cache", "XDG_RUNTIME_DIR": ".run"}
+    places |= {"XDG_CACHE_HOME": ".cache"}
     for place in places.values():
         (home / place).mkdir(parents=True, mode=0o700)
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("CAG_", "XDG_", "NVIM", "PYTHON"))
     }
-    return kept | {
-        "HOME": str(home),
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        **{name: str(home / place) for name, place in places.items()},
-    }
+    # The name of a socket may not be long.
+    with tempfile.TemporaryDirectory(prefix="cag-") as runtime:
+        yield kept | {
+            "HOME": str(home),
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "XDG_RUNTIME_DIR": runtime,
+            "CAG_LINGER_SECONDS": "0",
+            **{name: str(home / place) for name, place in places.items()},
+        }
 
 
 def daemons_of(folder: Path) -> list[psutil.Process]:

@@ -3,6 +3,8 @@
 import * as assert from 'node:assert/strict';
 import * as childProcess from 'node:child_process';
 import * as fs from 'node:fs';
+import * as os from 'node:os';
+import * as path from 'node:path';
 import * as vscode from 'vscode';
 import {
   EXAMPLE,
@@ -117,8 +119,13 @@ export const cases: Case[] = [
   [
     'life: a worker that is killed comes back; that is said once, however often it happens',
     async () => {
-      const { daemon } = api();
-      const worker = () => childProcess.execFileSync('pgrep', ['-P', String(daemon.pid)], { encoding: 'utf8' }).trim();
+      const program = path.join(os.homedir(), '.local', 'bin', 'cag-daemon');
+      const worker = () => {
+        const told = JSON.parse(childProcess.execFileSync(program, ['status', '--json'], { encoding: 'utf8' })) as {
+          models: { pid: number }[];
+        };
+        return told.models[0]?.pid;
+      };
       const said = await popups(async () => {
         for (let death = 1; death <= 2; death++) {
           await untilReady();

@@ -1,6 +1,7 @@
 // Runs the extension's own tests inside VS Code's real extension host; then kills the editor in mid-answer.
 // env: see code.mjs; EXTENSION (its folder, built), FOLDER, and what the tests themselves want.
 import { execFileSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { until, withCode } from './code.mjs';
 
@@ -13,6 +14,15 @@ function processes() {
     .filter(Boolean)
     .map((line) => /^\s*(\d+)\s+(\d+)\s+(.*)$/.exec(line).slice(1))
     .map(([pid, parent, command]) => [Number(pid), Number(parent), command]);
+}
+
+/** Whether it is a process of the daemon's, and of this test's. */
+function isOurs([pid, , command]) {
+  try {
+    return command.includes('cag_daemon') && readFileSync(`/proc/${pid}/environ`, 'utf8').includes(`HOME=${env.HOME}\0`);
+  } catch {
+    return false; // it has ended just now
+  }
 }
 
 function below(ancestor) {
@@ -50,11 +60,11 @@ await withCode({ entry: 'tests', folder: env.FOLDER, payload }, async ({ page, o
   }
 
   const family = below(server.pid);
-  const ours = family.filter(([, , command]) => command.includes('cag_daemon'));
-  if (ours.length < 2) {
-    throw new Error(`a daemon and its worker should be at an answer: ${JSON.stringify(family)}`);
+  const ours = processes().filter(isOurs);
+  if (ours.length < 3) {
+    throw new Error(`a forwarder, a front and its worker should be at an answer: ${JSON.stringify(ours)}`);
   }
-  const editor = [server.pid, ...family.filter((each) => !ours.includes(each)).map(([pid]) => pid)];
+  const editor = [server.pid, ...family.map(([pid]) => pid).filter((pid) => !ours.some(([each]) => each === pid))];
   for (const pid of editor) {
     try {
       process.kill(pid, 'SIGKILL');
