@@ -475,7 +475,9 @@ def ask_here(*, as_json: bool = True, standalone: bool = False) -> int:
 
 @unix
 @pytest.mark.parametrize(
-    "serve", [_dies_at_once, _dies_in_a_frame, _is_stopped, _shuts_down, _babbles, None, "too new"], ids=str
+    "serve",
+    [_dies_at_once, _dies_in_a_frame, _is_stopped, _shuts_down, _babbles, None, "too new"],
+    ids=lambda serve: getattr(serve, "__name__", str(serve)),
 )
 def test_a_front_that_cannot_answer_is_done_without(
     serve: Any, front: FakeFront, alone: dict[str, Any], capsys: Any

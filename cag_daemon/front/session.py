@@ -445,6 +445,11 @@ class Session:
 
     def backend_changed(self) -> None:
         """The state of the backend is another, or how far loading has come."""
+        if self.unloaded and self.backend.state == "ready":  # somebody else has brought the model back
+            self.unloaded = False
+            for document in self.documents.values():
+                document.due = self.reader.is_due(document)
+            self.reader.next()
         self._on_status()
 
     def notice(self, sentence: str) -> None:
