@@ -76,12 +76,13 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # not from typing: each editor's forwarder would have that in memory
 __version__ = "0.1.0"
 __all__ = ["__version__", "clean_up", "generate", "generate_step", "get_kv_cache", "prefill"]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from cag_daemon.engine.cag import clean_up, generate, generate_step, get_kv_cache, prefill
 
 

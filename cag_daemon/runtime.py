@@ -8,6 +8,7 @@ forwarder is to take a dozen megabytes: what is imported here is small, and what
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -159,16 +160,17 @@ def _installation() -> str:
     return f"{zlib.crc32(code):08x}{zlib.crc32(code[::-1]) & 0xFFFF:04x}"
 
 
+def is_told(name: str) -> bool:
+    """Whether a variable of the environment is among those that a front is told."""
+    return name in TOLD or name.startswith(TOLD_PREFIXES)
+
+
 # ── talking to the front ────────────────────────────────────────────────────────────────────
 
 
 def hello(purpose: str, arguments: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
     """What one says first: what one wants, and how this process was started."""
-    told = {
-        name: value
-        for name, value in os.environ.items()
-        if name in TOLD or any(name.startswith(each) for each in TOLD_PREFIXES)
-    }
+    told = {name: value for name, value in os.environ.items() if is_told(name)}
     try:
         folder = os.getcwd()
     except OSError:  # it was deleted
@@ -505,6 +507,20 @@ class Claim:
         except OSError:
             return False
         return (found.st_dev, found.st_ino) == inode
+
+
+def sweep(path: str) -> None:
+    """Remove what a front that died has left: nobody listens at that socket, and nobody holds its lock."""
+    lock = _locked(f"{path}.lock")
+    if lock is None:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(1.0)
+        if connection.connect_ex(path) in (errno.ECONNREFUSED, errno.ENOENT):
+            for each in (path, f"{path}.new", f"{path}.start"):
+                with contextlib.suppress(OSError):
+                    os.unlink(each)
+    _remove(lock, f"{path}.lock")
 
 
 def others() -> list[Path]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 # Each of them keeps one process busy for minutes: what begins last ends last.
-FIRST = ("test_vscode.py", "test_status.py", "test_neovim_0_11.py", "test_neovim_0_12.py", "test_neovim_0_10.py")
+FIRST = (
+    "test_vscode.py",
+    "test_many_editors.py",
+    "test_shared.py",
+    "test_status.py",
+    "test_neovim_0_11.py",
+    "test_neovim_0_12.py",
+    "test_neovim_0_10.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -213,6 +213,25 @@ def test_other_installations_are_found(claims: list[runtime.Claim], monkeypatch:
     assert runtime.others() == [claim.path]
 
 
+def test_what_a_dead_front_of_another_version_has_left_is_swept_and_a_living_one_stays(
+    claims: list[runtime.Claim], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    living = take(claims)
+    monkeypatch.setattr(runtime, "_installation", lambda: "0123456789ab")
+    code = (
+        "from cag_daemon import runtime; runtime._installation = lambda: '0123456789ab'; import os; "
+        "assert runtime.Claim.take(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    dead = runtime.socket_path()
+    assert dead.exists()
+    for path in (dead, living.path):
+        runtime.sweep(str(path))
+    assert not dead.exists()
+    assert not Path(f"{dead}.lock").exists()
+    assert living.holds()
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
 def test_another_user_who_listens_is_not_talked_to(
     claims: list[runtime.Claim], monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from cag_daemon import messages
+from cag_daemon import messages, runtime
 from cag_daemon.config import Settings
 from cag_daemon.errors import ModelFailed, RequestFailed, Stopped, failure
 from cag_daemon.messages import Answered, Ask, Cancel, Failed, Halted, Limit, Load, Loaded, Message, Prepared
@@ -114,6 +114,11 @@ class Backend:
         self._open: dict[int, tuple[asyncio.Future[Message], Callable[[Message], None], object]] = {}
         self._deaths: deque[float] = deque(maxlen=RESTARTS + 1)
         self._device_failed = -RESTART_SECONDS
+
+    @property
+    def ending(self) -> bool:
+        """Whether a worker that was stopped has not gone yet."""
+        return self._collecting is not None and not self._collecting.done()
 
     @property
     def pid(self) -> int | None:
@@ -239,7 +244,7 @@ class Backend:
             )
             loaded = await self.run(load, self._loaded_so_far)
             assert isinstance(loaded, Loaded)
-            self.limit_memory(wanted.memory_bytes)
+            self.limit_memory(self.settings.memory_bytes)  # it may have changed meanwhile
             self.model, self._device = loaded, "cuda" if "," in loaded.device else loaded.device
             self._set("ready")
         except RequestFailed as error:
@@ -265,8 +270,10 @@ class Backend:
         self._set("failed")
 
     async def _spawn(self, settings: Settings) -> Process:
+        # Where a client has told its environment, ours is not its: it was another's who started us.
+        ours = {name: each for name, each in os.environ.items() if not (self._environment and runtime.is_told(name))}
         environment = (
-            os.environ
+            ours
             | dict(self._environment)
             | {
                 "CAG_PARENT_PID": str(os.getpid()),

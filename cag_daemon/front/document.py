@@ -91,7 +91,6 @@ class Document:
         failure: the version that could not be read, and why.
         due: to be read without a question; ``force``: with nothing kept.
         tokens_a_character: about, for an estimate of what reading it costs.
-        deaths: how often the worker died reading which version.
         waiters: who waits for which text, and is told what its reading cost.
     """
 
@@ -105,7 +104,6 @@ class Document:
         self.failure: tuple[str, RequestFailed] | None = None
         self.due = False
         self.force = False
-        self.deaths: tuple[str, int] = ("", 0)
         self.tokens_a_character = 0.25  # of English prose, until the text itself was counted
         self.held: Held | None = None
         self.reading: Reading | None = None

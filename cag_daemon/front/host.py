@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 5.0
 FIRST_SECONDS = 10.0  # for whoever has started us to connect
+LONGEST_LINE = 1 << 24  # of a greeting: it has the environment, and a prompt it may be
 LOOK_SECONDS = 1.0  # between two looks whether the socket is still there
 LAST_WORDS_SECONDS = 1.0  # for what a client is still to be told
 LOG_BYTES = 1_000_000
@@ -65,7 +66,7 @@ class Host:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._end.set)
-        server = await asyncio.start_unix_server(self._connected, sock=self._claim.listener)
+        server = await self._listen()
         self._retire_others()
         self._soon_alone(FIRST_SECONDS)
         watching = asyncio.ensure_future(self._watch_socket(server))
@@ -75,22 +76,28 @@ class Host:
             watching.cancel()
             await self._stop()
 
+    async def _listen(self) -> asyncio.AbstractServer:
+        return await asyncio.start_unix_server(self._connected, sock=self._claim.listener, limit=LONGEST_LINE)
+
     async def _stop(self) -> None:
         """Everybody is told; open requests are answered; workers end."""
         # First of all, so that whoever comes now starts another front.
         self._claim.release()
-        for server, writer in list(self._editors.items()):
-            server.session.stopped = True
-            with contextlib.suppress(Exception):
-                await server.finish()
-                server.protocol.notify(protocol.STATUS_CHANGED, status_of(server.session))
-                server.protocol._send_data(STOPPED)
-                writer.write_eof()
+        await asyncio.gather(*(self._dismiss(server, writer) for server, writer in list(self._editors.items())))
         # The forwarders close.
         if self._connections:
             await asyncio.wait(self._connections, timeout=LAST_WORDS_SECONDS)
         self._pool.close()
         await self._pool.ended(GOODBYE_SECONDS)
+
+    async def _dismiss(self, server: CagServer, writer: asyncio.StreamWriter) -> None:
+        server.session.stopped = True
+        with contextlib.suppress(Exception):
+            await server.finish()
+            if server.protocol.listening:
+                server.protocol.notify(protocol.STATUS_CHANGED, status_of(server.session))
+            server.protocol._send_data(STOPPED)
+            writer.write_eof()
 
     # ── who connects ──
 
@@ -149,7 +156,7 @@ class Host:
         _tell(writer, {"welcome": self._welcome()})
         surroundings = Surroundings(dict(hello.get("environment") or {}), Path(hello.get("folder") or "/"))
         server = CagServer(flags, self._pool, surroundings)
-        server.session.clients = self._clients
+        server.session.clients, server.on_documents = self._clients, self._tell_all
         self._editors[server] = writer
         self._not_alone()
         try:
@@ -159,7 +166,7 @@ class Host:
         finally:
             del self._editors[server]
             self._linger = server.linger
-            server.session.close(server.linger)
+            server.close()
             if not self._editors:
                 self._soon_alone()
             self._tell_all()
@@ -196,7 +203,7 @@ class Host:
                 if self._claim.renew():
                     logger.warning("the socket was deleted, and made anew")
                     server.close()
-                    server = await asyncio.start_unix_server(self._connected, sock=self._claim.listener)
+                    server = await self._listen()
                     continue
             logger.warning("the socket is somebody else's now; this daemon ends with its last editor")
             self._replaced = True
@@ -271,12 +278,16 @@ def _tell(writer: asyncio.StreamWriter, what: dict[str, Any]) -> None:
 
 
 def _retire(path: Path) -> None:
-    """Have another front end, if it has no editors."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
-        other.settimeout(HANDSHAKE_SECONDS)
-        other.connect(str(path))
-        other.sendall(json.dumps(runtime.hello("retire")).encode("ascii") + b"\n")
-        other.recv(1000)
+    """Have another front end, if it has no editors; one that died and left its socket is tidied up after."""
+    with contextlib.suppress(OSError, runtime.RuntimeUnusable):
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+                other.settimeout(HANDSHAKE_SECONDS)
+                other.connect(str(path))
+                other.sendall(json.dumps(runtime.hello("retire")).encode("ascii") + b"\n")
+                other.recv(1000)
+        except ConnectionRefusedError:
+            runtime.sweep(str(path))
 
 
 def log_file() -> Path:

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from cag_daemon import messages
@@ -24,7 +24,11 @@ from cag_daemon.messages import Loaded, Message
 logger = logging.getLogger(__name__)
 
 # What of a client's environment decides where models are found, and on what they run.
-ENGINE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HOME", "XDG_CACHE_HOME", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+ENGINE_VARIABLES = (
+    *("HOME", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"),
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+)
+DEADLY = 2  # so many workers died reading a text: that is the text's doing
 
 
 class Guest(Protocol):
@@ -75,14 +79,16 @@ class Shared:
         self.turns = Turns()
         self._pool = pool
         self._state: BackendState = "stopped"
-        self._kept: tuple[str | None, int | None] | None = None
+        self._deaths: dict[str, tuple[int, RequestFailed]] = {}  # of workers, by the version that they were reading
+        self._until = 0.0  # how long somebody who has gone may come back
         self._idle_timer: asyncio.TimerHandle | None = None
         self._ending: asyncio.TimerHandle | None = None
 
     # ── who is here ──
 
     def join(self, seat: Seat) -> None:
-        """A session sits down."""
+        """A session sits down, or has other settings: its word is the newest."""
+        self.seats.pop(seat.number, None)
         self.seats[seat.number] = seat
         if self._ending is not None:
             self._ending.cancel()
@@ -92,14 +98,18 @@ class Shared:
     def leave(self, seat: Seat, linger: float) -> None:
         """A session goes. What it had cached stays for so many seconds; after the last one the worker, too."""
         self.seats.pop(seat.number, None)
-        if not self.seats and linger <= 0:
+        loop = asyncio.get_running_loop()
+        self._until = max(self._until, loop.time() + linger)
+        if self.seats:
+            loop.call_later(linger, self._forget, seat)
+            self.agree()
+        elif self._until <= loop.time():
             self.close()
-            return
-        asyncio.get_running_loop().call_later(linger, self._forget, seat)
-        if not self.seats:
+        else:
+            loop.call_later(linger, self._forget, seat)
             if self._ending is not None:
                 self._ending.cancel()
-            self._ending = asyncio.get_running_loop().call_later(linger, self.close)
+            self._ending = loop.call_at(self._until, self.close)
 
     def close(self) -> None:
         """Nobody is left: end the worker."""
@@ -138,7 +148,7 @@ class Shared:
             self.backend.limit_memory(agreed.memory_bytes)
         if (before.kept_in, before.cache_bytes) != (agreed.kept_in, agreed.cache_bytes):
             self.backend.send(messages.Keep(agreed.kept_in, agreed.cache_bytes))
-        asyncio.get_running_loop().call_soon(self.watch_idleness)  # a session that joins is not whole yet
+        self.watch_idleness()
 
     @property
     def idle_minutes(self) -> float:
@@ -177,6 +187,23 @@ class Shared:
         self.backend.stop("workerRestarted")
         for seat in list(self.seats.values()):
             seat.guest.emptied()
+
+    # ── texts that kill ──
+
+    def died(self, version: str, error: RequestFailed) -> bool:
+        """A worker died reading that text; whether it is not to be tried again."""
+        times = self._deaths.get(version, (0, error))[0] + 1
+        self._deaths[version] = (times, error)
+        return times >= DEADLY
+
+    def deadly(self, version: str) -> RequestFailed | None:
+        """Why that text is not to be read."""
+        times, error = self._deaths.get(version, (0, None))
+        return error if times >= DEADLY else None
+
+    def forgive(self, version: str) -> None:
+        """Try that text again."""
+        self._deaths.pop(version, None)
 
     # ── what the backend says ──
 
@@ -236,7 +263,7 @@ class Pool:
     def discard(self, shared: Shared) -> None:
         """A backend that has ended."""
         self._shared = {key: each for key, each in self._shared.items() if each is not shared}
-        self._leaving.append(shared.backend)
+        self._leaving = [each for each in self._leaving if each.ending] + [shared.backend]
 
     def close(self) -> None:
         """End all workers."""
@@ -264,11 +291,15 @@ class Pool:
             )
         if words is not None:
             for seat in list(shared.seats.values()):
-                seat.guest.notice(words)
+                if words not in seat.told:
+                    seat.told.add(words)
+                    seat.guest.notice(words)
 
 
 class Seat:
     """One session's place at a backend: what it says of documents is said under names that are the session's own.
+
+    It is taken with the first `move`, when the session knows its settings.
 
     Args:
         pool: of all backends.
@@ -280,10 +311,10 @@ class Seat:
     def __init__(self, pool: Pool, number: int, guest: Guest, environment: Mapping[str, str]) -> None:
         self.number, self.guest = number, guest
         self.documents: set[str] = set()
+        self.told: set[str] = set()  # notices
         self._pool, self._environment = pool, environment
         self._asking = asyncio.Lock()
-        self._shared = pool.shared(guest.settings, environment)
-        self._shared.join(self)
+        self._shared: Shared | None = None
 
     def name_of(self, document: str) -> str:
         """What the worker calls a document of this session's."""
@@ -294,31 +325,41 @@ class Seat:
     @property
     def state(self) -> BackendState:
         """Of the backend."""
-        return self._shared.backend.state
+        return self._shared.backend.state if self._shared is not None else "stopped"
 
     @property
     def model(self) -> Loaded | None:
         """That is loaded."""
-        return self._shared.backend.model
+        return self._shared.backend.model if self._shared is not None else None
 
     @property
     def percent(self) -> int:
         """Of loading."""
-        return self._shared.backend.percent
+        return self._shared.backend.percent if self._shared is not None else 0
 
     @property
     def error(self) -> RequestFailed | None:
         """Why there is no model."""
-        return self._shared.backend.error
+        return self._shared.backend.error if self._shared is not None else None
 
     @property
     def unloads_in(self) -> float | None:
         """See `Shared`."""
-        return self._shared.unloads_in
+        return self._shared.unloads_in if self._shared is not None else None
 
     def retry(self) -> None:
         """Forget a failure: the next `ready` tries again."""
-        self._shared.backend.retry()
+        self._here().backend.retry()
+
+    def _here(self) -> Shared:
+        """What one sits at.
+
+        Raises:
+            WorkerGone: the session has ended.
+        """
+        if self._shared is None:
+            raise WorkerGone(None, "shuttingDown")
+        return self._shared
 
     async def ready(self, characters: int) -> Loaded:
         """The model, loaded now if it was not, with room for a document of so many characters.
@@ -327,7 +368,7 @@ class Seat:
             RequestFailed: it could not be loaded.
             WorkerGone: the seat was left meanwhile.
         """
-        shared, backend = self._shared, self._shared.backend
+        shared, backend = self._here(), self._here().backend
         backend.characters = max(backend.characters, characters)
         model = await backend.ready()
         if shared is not self._shared:
@@ -342,7 +383,7 @@ class Seat:
         Raises:
             RequestFailed, WorkerGone: see `Backend.run`.
         """
-        shared = self._shared
+        shared = self._here()
         async with self._asking:
             if shared is not self._shared:
                 raise WorkerGone(None, "settingsChanged")
@@ -359,45 +400,63 @@ class Seat:
         Raises:
             RequestFailed, WorkerGone, Stopped: see `Backend.run`.
         """
-        shared, settings = self._shared, self.guest.settings
-        self.documents.add(text.document)
-        kept = settings.kept_in is not None
-        named = dataclasses.replace(
-            text,
-            document=self.name_of(text.document),
-            file=text.file if kept else None,
-            saved=text.saved and kept,
-        )
-        return await shared.turns.run(lambda: shared.backend.run(named, on_event, owner=self), wanted)
+        shared = self._here()
+
+        def work() -> Awaitable[Message]:
+            # What is set at this moment counts: it may have been long until now.
+            self.documents.add(text.document)
+            kept = self.guest.settings.kept_in is not None
+            name, file = self.name_of(text.document), text.file if kept else None
+            named = dataclasses.replace(text, document=name, file=file, saved=text.saved and kept)
+            return shared.backend.run(named, on_event, owner=self)
+
+        return await shared.turns.run(work, wanted)
 
     def reconsider(self) -> None:
         """Somebody waits now, or no longer does: look whose turn it is."""
-        self._shared.turns.look()
+        if self._shared is not None:
+            self._shared.turns.look()
 
     def tell_saved(self, document: str, version: str, file: str) -> None:
         """What is cached of that document is what its file says."""
-        if self.guest.settings.kept_in is not None:
+        if self._shared is not None and self.guest.settings.kept_in is not None:
             self._shared.backend.send(messages.Saved(self.name_of(document), version, file))
 
     def forget(self, document: str) -> None:
         """Nobody of this session will ask about that document any more."""
         self.documents.discard(document)
-        self._shared.backend.send(messages.Forget(self.name_of(document)))
+        if self._shared is not None:
+            self._shared.backend.send(messages.Forget(self.name_of(document)))
+
+    def died(self, version: str, error: RequestFailed) -> bool:
+        """A worker died reading that text; whether it is not to be tried again, by nobody."""
+        return self._here().died(version, error)
+
+    def deadly(self, version: str) -> RequestFailed | None:
+        """Why that text is not to be read, if workers died of it."""
+        return self._here().deadly(version)
+
+    def forgive(self, version: str) -> None:
+        """Try that text again."""
+        self._here().forgive(version)
 
     # ── settings, and the end ──
 
     def is_for(self, settings: Settings) -> bool:
         """Whether this is the backend that those settings ask for."""
+        if self._shared is None:
+            return False
         mine = self._shared.backend.settings
         return all(getattr(mine, name) == getattr(settings, name) for name in WORKER_FIELDS)
 
     def settle(self) -> None:
         """The session's settings have changed in what a worker can change at once."""
-        self._shared.agree()
+        self._here().join(self)
 
     def used(self) -> None:
-        """A request came or went."""
-        self._shared.watch_idleness()
+        """A request came or went, or something was read."""
+        if self._shared is not None:
+            self._shared.watch_idleness()
 
     def move(self) -> None:
         """The session's settings ask for another backend: its jobs end here, and nobody else's do."""
@@ -410,14 +469,15 @@ class Seat:
         self._go("shuttingDown", linger)
 
     def _go(self, reason: str, linger: float) -> None:
-        self._shared.backend.fail(self, WorkerGone(None, reason))
-        self._shared.leave(self, linger)
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            shared.backend.fail(self, WorkerGone(None, reason))
+            shared.leave(self, linger)
 
     async def unload(self) -> None:
-        """The model leaves memory as soon as the requests of others that are open now have ended."""
-        shared = self._shared
-        others = [task for seat in shared.seats.values() if seat is not self for task in seat.guest.requests]
-        if others:
+        """The model leaves memory as soon as nobody else has a request open."""
+        shared = self._here()
+        while others := [task for seat in shared.seats.values() if seat is not self for task in seat.guest.requests]:
             await asyncio.wait(others)
         shared.unload()
 

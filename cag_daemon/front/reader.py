@@ -19,6 +19,7 @@ from cag_daemon.front.backend import WorkerGone
 from cag_daemon.front.document import Document, Held, Reading
 from cag_daemon.front.pool import Seat
 from cag_daemon.front.protocol import RefreshResult
+from cag_daemon.text import Text
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ class Reader:
             return await future
         finally:
             del document.waiters[future]
+            self._backend.reconsider()
             if future.cancelled() and not document.due and not document.waiters:
                 document.force = False
                 self.stop(document)
@@ -126,8 +128,14 @@ class Reader:
         if self._task is not None and (document is None or document.reading is not None):
             self._task.cancel()
 
+    def stop_unwanted(self) -> None:
+        """Stop what is being read, if nobody waits for it."""
+        if not any(document.reading is not None and document.waiters for document in self.documents):
+            self.stop()
+
     def _done(self, document: Document, task: asyncio.Task[None]) -> None:
         self._task = document.reading = None
+        self._backend.used()
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a reading failed in an unexpected way", exc_info=error)
         self.next()
@@ -165,6 +173,9 @@ class Reader:
                 reading.tell(message.done, message.total, message.max_tokens + settings.max_new_tokens)
                 self._on_status()
 
+        if (deadly := self._backend.deadly(text.version)) is not None:
+            self._fail(document, text, sequence, deadly)
+            return
         try:
             await self._backend.ready(max(len(each.text.normalised) for each in self.documents if each.text))
             prepare = messages.Prepare(
@@ -196,11 +207,9 @@ class Reader:
                 self._died_reading(document, reading, gone)
         except RequestFailed as error:
             if error is not self._backend.error:
-                document.failure = (text.version, error)
-                document.due = document.force = False
-                document.settle_waiters(sequence, error)
+                self._fail(document, text, sequence, error)
         else:
-            document.deaths = ("", 0)
+            self._backend.forgive(text.version)
             limit = prepared.max_tokens + settings.max_new_tokens
             document.held = Held(
                 text,
@@ -229,19 +238,19 @@ class Reader:
             self._backend.tell_saved(document.uri, held.text.version, str(document.path))
 
     def _died_reading(self, document: Document, reading: Reading, gone: WorkerGone) -> None:
-        """The first death may be chance, and the text is tried again; the second is the text's doing."""
-        version, times = document.deaths
-        times = times + 1 if version == reading.text.version else 1
-        document.deaths = (reading.text.version, times)
-        if times < 2:
-            return
+        """The first death may be chance, and the text is tried again; the second is the text's doing, whoever asks."""
         kind, why = (OutOfMemory, "memory ran out, probably; ") if gone.signal == 9 else (ModelFailed, "")
         error = kind(
             f"{gone} twice while reading {document.path.name} ({reading.done:,} of {reading.total:,} tokens); "
             f"{why}shorten the document or choose a smaller model."
         )
-        document.failure = (reading.text.version, error)
-        document.settle_waiters(reading.sequence, error)
+        if self._backend.died(reading.text.version, error):
+            self._fail(document, reading.text, reading.sequence, error)
+
+    def _fail(self, document: Document, text: Text, sequence: int, error: RequestFailed) -> None:
+        document.failure = (text.version, error)
+        document.due = document.force = False
+        document.settle_waiters(sequence, error)
 
 
 def cost_of(document: Document, kept: int, computed: int, milliseconds: int) -> RefreshResult:

@@ -21,7 +21,7 @@ from pygls.protocol import default_converter, lsp_method
 
 from cag_daemon import __version__
 from cag_daemon.config import Problem, Settings, resolve
-from cag_daemon.errors import InvalidParams
+from cag_daemon.errors import CancelledByDaemon, InvalidParams
 from cag_daemon.front import neighbours, protocol
 from cag_daemon.front.announce import Announcer
 from cag_daemon.front.commands import Commands, file_path, plain_range
@@ -38,7 +38,7 @@ from cag_daemon.front.protocol import (
     Status,
     parse,
 )
-from cag_daemon.front.session import Session
+from cag_daemon.front.session import GIVEN_UP, Session
 from cag_daemon.front.status import status_of
 
 logger = logging.getLogger(__name__)
@@ -164,6 +164,7 @@ class CagServer(QuietServer):
         self.ended = asyncio.Event()
         self.name = "an editor"
         self.process_id: int | None = None
+        self.on_documents: Callable[[], None] = lambda: None  # its documents are others now
         self._client = client or Surroundings(os.environ, None)
         self._alone = client is None
         self._flags = flags
@@ -213,13 +214,24 @@ class CagServer(QuietServer):
     async def _begin(self) -> None:
         await self._configure(self._editor)
         await self.session.start(self._folders)
+        self.on_documents()
 
     async def started(self) -> Session:
         """The session; a request may come before ``initialized``."""
         self.begin()
         assert self._starting is not None
-        await asyncio.shield(self._starting)
+        # Not awaited itself: `finish` cancels it, and that is not the caller's end.
+        await asyncio.wait({self._starting})
+        if self.session.over:
+            raise CancelledByDaemon(GIVEN_UP["shuttingDown"], "shuttingDown")
+        self._starting.result()
         return self.session
+
+    def close(self) -> None:
+        """End the session, begun or just beginning; nothing can be asked afterwards."""
+        self.session.close(self.linger)
+        if self._starting is not None:
+            self._starting.cancel()
 
     @property
     def linger(self) -> float:
@@ -229,7 +241,7 @@ class CagServer(QuietServer):
     async def finish(self) -> None:
         """Give up whatever is open, and see it answered."""
         own = asyncio.current_task()
-        self.session.close(self.linger)
+        self.close()
         everything: list[Any] = list(self.protocol._request_futures.values())
         open_ones = [each for each in everything if isinstance(each, asyncio.Task) and each is not own]
         if open_ones:
@@ -292,6 +304,7 @@ class CagServer(QuietServer):
             for folders in (event.added, event.removed)
         )
         await session.change_folders(added, removed)
+        self.on_documents()
 
     # ── requests ──
 
@@ -422,7 +435,7 @@ def run(stdin: BinaryIO, stdout: BinaryIO, flags: Mapping[str, Any]) -> int:
         try:
             return await serve(server, stdin, stdout, server.ended)
         finally:
-            server.session.close()
+            server.close()
             neighbours.leave()
             await pool.ended(GOODBYE_SECONDS)
 

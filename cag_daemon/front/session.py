@@ -58,6 +58,8 @@ class Session:
         self.settings = settings
         self.started = False
         self.unloaded = False
+        self.over = False
+        self._failed = False  # the backend, when it was looked at last
         self.stopped = False  # on purpose, for all clients
         self.clients: Callable[[], list[Client] | None] = lambda: None  # of the process, where it has several
         self.documents: dict[Path, Document] = {}
@@ -69,7 +71,7 @@ class Session:
         self._folders: list[Path] = []
         self._open: dict[str, OpenFile] = {}
         self._watcher: Watcher | None = None
-        self._closed = False
+        self._unloading: set[asyncio.Task[Any]] = set()
         self._given_up: dict[asyncio.Task[Any], CancelledByDaemon] = {}
         self._questions: set[asyncio.Task[Any]] = set()
         self._begun: set[asyncio.Task[Any]] = set()
@@ -80,9 +82,13 @@ class Session:
 
     async def start(self, folders: Iterable[Path]) -> None:
         """Watch, then look for the first time, then read."""
+        if self.over:
+            return
         self._watcher = Watcher(self._file_event, asyncio.get_running_loop())
         self._folders = list(folders)
         await self._arrange()
+        if self.over:
+            return
         self.started = self.reader.running = True
         self.reader.next()
         self.backend.used()
@@ -97,9 +103,15 @@ class Session:
 
     async def configure(self, settings: Settings) -> None:
         """Other settings from now on: each takes effect as the contract's table says."""
+        if self.over:
+            return
         old, self.settings = self.settings, settings
         changed = {name for name in Settings.model_fields if getattr(old, name) != getattr(settings, name)}
         self.reader.settings = settings
+        if old.kept_in is not None and settings.kept_in is None:
+            for document in self.documents.values():  # of what is cached, too, nothing is to be written
+                self.backend.forget(document.uri)
+                document.held = None
         if self.backend.is_for(settings):
             self.backend.settle()
         else:
@@ -107,10 +119,6 @@ class Session:
             self.reader.stop()
             self.backend.move()
             self._forget_caches(due=True)
-        if old.kept_in is not None and settings.kept_in is None:
-            for document in self.documents.values():  # of what is cached, too, nothing is to be written
-                self.backend.forget(document.uri)
-                document.held = None
         for document in self.documents.values():
             # What failed under the old settings is worth another try.
             document.failure = None if changed else document.failure
@@ -127,11 +135,11 @@ class Session:
         Args:
             linger: seconds for which what is cached stays, should the client come back.
         """
-        if self._closed:
+        if self.over:
             return
-        self._closed = True
+        self.over = True
         self.started = self.reader.running = False
-        for task in self._requests:
+        for task in (*self._requests, *self._unloading):
             self._give_up(task, "shuttingDown")
         for look in self._looks:
             look.cancel()
@@ -140,7 +148,8 @@ class Session:
         self.reader.stop()
         self.backend.leave(linger)
         if self._watcher is not None:
-            self._watcher.close()
+            # In a thread: it waits for one of its own, which may be at a drive that does not answer.
+            asyncio.get_running_loop().run_in_executor(None, self._watcher.close)
 
     async def _arrange(self) -> None:
         """Have a `Document` for the file of each folder, and no other; watched before it is looked at."""
@@ -234,6 +243,8 @@ class Session:
             if document.path == path or file_key(document.path) == key:
                 if interest and self.unloaded:
                     self.unloaded = False
+                    self.last_use = time.monotonic()
+                    self.backend.used()
                     document.due = document.known is not None
                     self.reader.next()
                 self._settle(document, seconds)
@@ -370,6 +381,7 @@ class Session:
                 assert document.held is not None
                 return cost_of(document, kept=document.held.tokens, computed=0, milliseconds=0)
             document.failure = None
+            self.backend.forgive(document.text.version if document.text is not None else "")
             if force:
                 document.force = True
                 document.sequence += 1
@@ -387,7 +399,17 @@ class Session:
 
     async def unload(self) -> None:
         """The model leaves memory, now or when what others have asked is answered; the next question brings it back."""
-        await self.backend.unload()
+        task = asyncio.current_task()
+        assert task is not None
+        self._unloading.add(task)
+        try:
+            await self.backend.unload()
+        except asyncio.CancelledError:
+            if (error := self._given_up.pop(task, None)) is not None:
+                raise error from None
+            raise
+        finally:
+            self._unloading.discard(task)
 
     @contextlib.asynccontextmanager
     async def _request(self, document: Document) -> AsyncIterator[asyncio.Task[Any]]:
@@ -445,6 +467,9 @@ class Session:
 
     def backend_changed(self) -> None:
         """The state of the backend is another, or how far loading has come."""
+        failed, self._failed = self._failed, self.backend.state == "failed"
+        if failed and not self._failed:  # somebody tries again
+            asyncio.get_running_loop().call_soon(self.reader.next)
         if self.unloaded and self.backend.state == "ready":  # somebody else has brought the model back
             self.unloaded = False
             for document in self.documents.values():
@@ -475,6 +500,7 @@ class Session:
         """The model has left memory."""
         # Where a question waits for its text, it brings the model back at once.
         self.unloaded = not any(document.waiters for document in self.documents.values())
+        self.reader.stop_unwanted()
         self._forget_caches(due=False)
 
     def _forget_caches(self, due: bool) -> None:

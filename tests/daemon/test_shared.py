@@ -265,6 +265,7 @@ def test_a_front_that_is_killed_is_started_again_with_the_editors_buffers(daemon
     assert front is not None
     front.kill()
     assert still_alive([front, *workers], ENDS_WITHIN + SLACK) == []
+    first.wait_until(lambda: ask_front(first.runtime, "status"), 20, "another front")
     # Without a word, and with what was not saved.
     assert CHANGE.expected in first.answer(CHANGE.question)
     assert first.document_status()["source"] == "buffer"
