@@ -10,8 +10,6 @@ import json
 import os
 from pathlib import Path
 
-import psutil
-
 from cag_daemon import runtime
 from cag_daemon.front.pool import size
 from cag_daemon.messages import Loaded
@@ -21,7 +19,8 @@ def greet(model: Loaded) -> str | None:
     """Tell the others that this model is in memory here; what our user should know of theirs, or None."""
     with contextlib.suppress(OSError, runtime.RuntimeUnusable):
         found = [told for path in _notes() if (told := _told(path)) is not None]
-        mine = {"pid": os.getpid(), "since": psutil.Process().create_time(), "model": model.name, "bytes": model.bytes}
+        birth = runtime.birth(os.getpid())
+        mine = {"pid": os.getpid(), "birth": birth, "model": model.name, "bytes": model.bytes}
         _mine().write_text(json.dumps(mine), encoding="utf-8")
         if found:
             name, bytes_, pid = found[0]
@@ -52,10 +51,10 @@ def _told(path: Path) -> tuple[str, int, int] | None:
     """Model, bytes and process of a note, if that process is alive; else the note is removed."""
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
-        process = psutil.Process(int(note["pid"]))
-        if process.is_running() and abs(process.create_time() - note["since"]) < 1:
-            return str(note["model"]), int(note["bytes"]), process.pid
-    except (psutil.Error, OSError, ValueError, KeyError, TypeError):
+        birth = runtime.birth(int(note["pid"]))
+        if birth is not None and birth == note["birth"]:
+            return str(note["model"]), int(note["bytes"]), int(note["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     path.unlink(missing_ok=True)
     return None

@@ -403,7 +403,9 @@ class Seat:
         shared = self._here()
 
         def work() -> Awaitable[Message]:
-            # What is set at this moment counts: it may have been long until now.
+            # What is known and set at this moment counts: it may have been long until now.
+            if (error := shared.deadly(text.version)) is not None:
+                raise error
             self.documents.add(text.document)
             kept = self.guest.settings.kept_in is not None
             name, file = self.name_of(text.document), text.file if kept else None
@@ -431,10 +433,6 @@ class Seat:
     def died(self, version: str, error: RequestFailed) -> bool:
         """A worker died reading that text; whether it is not to be tried again, by nobody."""
         return self._here().died(version, error)
-
-    def deadly(self, version: str) -> RequestFailed | None:
-        """Why that text is not to be read, if workers died of it."""
-        return self._here().deadly(version)
 
     def forgive(self, version: str) -> None:
         """Try that text again."""

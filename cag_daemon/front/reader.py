@@ -173,9 +173,6 @@ class Reader:
                 reading.tell(message.done, message.total, message.max_tokens + settings.max_new_tokens)
                 self._on_status()
 
-        if (deadly := self._backend.deadly(text.version)) is not None:
-            self._fail(document, text, sequence, deadly)
-            return
         try:
             await self._backend.ready(max(len(each.text.normalised) for each in self.documents if each.text))
             prepare = messages.Prepare(
