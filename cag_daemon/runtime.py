@@ -470,16 +470,15 @@ class Claim:
 
     def release(self) -> None:
         """Stop listening, and leave nothing behind."""
-        if self._lock.closed:
-            return
-        if self._named(self._inode):
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
-        if _is_still(self._lock, self._lock_path):
-            for each in (self._lock_path, f"{self.path}.start"):
+        if not self._lock.closed:
+            if self._named(self._inode):
                 with contextlib.suppress(OSError):
-                    os.unlink(each)
-        self._lock.close()
+                    os.unlink(self.path)
+            _remove(self._lock, self._lock_path)
+        turnstile = f"{self.path}.start"  # of a forwarder that was killed on its way
+        with contextlib.suppress(RuntimeUnusable):
+            if os.path.exists(turnstile) and (lock := _locked(turnstile)) is not None:
+                _remove(lock, turnstile)
 
     def _listen(self) -> socket.socket:
         """A socket under its name: nobody ever finds it there before it listens."""

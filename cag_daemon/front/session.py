@@ -308,6 +308,7 @@ class Session:
 
         async with self._request(document) as task:
             self._questions.add(task)
+            self._on_status()  # one more waits
             answered = await self._answer(params, document, on_event)
             text = document.recall(answered.version)  # now: a newer one may be held in a moment
             model = self.backend.model
