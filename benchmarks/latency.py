@@ -28,6 +28,7 @@ from rich.table import Table
 
 from cag_daemon.config import Settings
 from cag_daemon.front.document import Document
+from cag_daemon.front.pool import Pool
 from cag_daemon.front.session import Session
 from tests.client import Client
 from tests.daemon.slow import make_slow_model
@@ -154,7 +155,7 @@ def keystrokes(base: Path, times: int) -> list[Row]:
 
 async def _in_process(text: str, typed: tuple[dict[str, Any], str], times: int) -> list[float]:
     path, took = Path("document.txt").absolute(), []
-    session = Session(Settings(), lambda: None, lambda _: None, lambda _: None)
+    session = Session(Settings(), Pool(), {}, lambda: None, lambda _: None, lambda _: None)
     session.documents[path] = Document(path)
     session.opened(path, text)
     for _ in range(times):

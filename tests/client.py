@@ -5,18 +5,21 @@ It uses no LSP library, so that what is tested is the wire and not two users of 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -373,6 +376,7 @@ class Client:
         }
         for place in places.values():
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        places["XDG_RUNTIME_DIR"] = runtime_of(home)
         path = os.pathsep.join(filter(None, [more.get("PYTHONPATH", ""), str(ROOT)]))
         return kept | {key: str(place) for key, place in places.items()} | dict(more) | {"PYTHONPATH": path}
 
@@ -825,6 +829,14 @@ def check_partials(entries: Iterable[Entry]) -> None:
                     if "result" in message:
                         assert "".join(pieces) == message["result"]["answer"], f"the pieces of {name} are {pieces!r}"
                     del streams[name]
+
+
+def runtime_of(home: Path) -> Path:
+    """A runtime folder that belongs to a home: the name of a socket may not be long, and pytest's folders are."""
+    folder = Path(tempfile.gettempdir(), f"cag-{zlib.crc32(os.fsencode(home)):08x}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def ask_front(runtime: Path, purpose: str) -> dict[str, Any] | None:

@@ -549,7 +549,10 @@ def note(what):
 def refuse(*arguments, **_):
     note(f"tried {{arguments[-1:]}}")
     raise OSError("the network is cut")
-socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = socket.getaddrinfo = refuse
+def to_files_only(real):  # a unix socket is a file
+    return lambda self, *given: (real if self.family == socket.AF_UNIX else refuse)(self, *given)
+socket.socket.connect, socket.socket.connect_ex = map(to_files_only, (socket.socket.connect, socket.socket.connect_ex))
+socket.socket.sendto = socket.getaddrinfo = refuse
 note("guarded")
 """
 

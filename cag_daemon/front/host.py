@@ -117,6 +117,8 @@ class Host:
                 writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if runtime.peer(writer.get_extra_info("socket")) not in (None, os.getuid()):
+            return  # the folder keeps others out; should it ever not
         try:
             line = await asyncio.wait_for(reader.readline(), HANDSHAKE_SECONDS)
             hello = json.loads(line)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from tests.client import (
     CANCELLED,
     CANCELLED_BY_DAEMON,
     ENDS_WITHIN,
+    ROOT,
     SHARED,
     SLACK,
     Client,
@@ -339,8 +344,6 @@ def full_disk() -> None:
 
 
 def test_a_full_disk_costs_only_what_would_have_been_kept(daemon: Daemons, monkeypatch: pytest.MonkeyPatch) -> None:
-    import subprocess
-
     real = subprocess.Popen
 
     class Limited(real):  # type: ignore[misc, valid-type]
@@ -396,6 +399,47 @@ def test_stop_frees_all_and_the_next_question_starts_it_again(daemon: Daemons) -
     assert EXPECTED in second.answer(QUESTION)
     assert pid_of_front(first) == pid_of_front(second)
     ask_front(first.runtime, "stop")
+
+
+def test_ask_on_the_command_line_joins_the_daemon_that_runs(daemon: Daemons) -> None:
+    client = daemon()
+    client.wait_status("ready")
+    environment = Client.environment(client.home, {"XDG_RUNTIME_DIR": str(client.runtime), "CAG_LINGER_SECONDS": "0"})
+    command = [sys.executable, "-m", "cag_daemon", "ask", QUESTION, "--json", "--document", str(client.document)]
+    asked = subprocess.run(command, env=environment, cwd=client.home, capture_output=True, text=True, check=True)
+    joined = json.loads(asked.stdout)
+    assert EXPECTED in joined["answer"]
+    assert joined["document"]["uri"] == client.document.as_uri()
+    by_itself = subprocess.run([*command, "--standalone"], env=environment, capture_output=True, text=True, check=True)
+    alone = json.loads(by_itself.stdout)
+    assert joined.keys() == alone.keys()
+    assert (joined["answer"], joined["citations"]) == (alone["answer"], alone["citations"])
+    log = (client.home / "state" / "cag-daemon" / "log" / "daemon.log").read_text("utf-8")
+    assert log.count("the front of version") == 1
+    assert len(client.worker_pids()) == 1
+    assert [each["name"] for each in client.status()["clients"]] == ["tests"], "it has gone"
+
+
+@pytest.mark.exhaustive
+def test_another_version_lives_beside_and_takes_over_when_nobody_is_left(daemon: Daemons, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "cag_daemon", tmp_path / "newer" / "cag_daemon")
+    newer = {"PYTHONPATH": str(tmp_path / "newer")}
+    old = daemon(env=KEPT)
+    old.wait_status("ready")
+    front = old.front()
+    new = daemon(beside=old, env=newer)
+    assert EXPECTED in new.answer(QUESTION)
+    assert EXPECTED in old.answer(QUESTION)
+    sockets = list((old.runtime / "cag-daemon").glob("*.sock"))
+    assert len(sockets) == 2, "both live"
+    new.stop()
+    old.shutdown()
+    old.exit()
+    assert old.process.wait(ENDS_WITHIN + SLACK) == 0
+    assert alive(front), "it lingers"
+    again = daemon(beside=old, env=newer)
+    assert EXPECTED in again.answer(QUESTION)
+    assert still_alive([front], 2 * (ENDS_WITHIN + SLACK)) == [], "it need not wait for anybody"
 
 
 def test_the_log_is_a_file_of_ours_and_has_nothing_of_the_document(daemon: Daemons) -> None:

@@ -143,7 +143,7 @@ def test_helix_asks_with_the_selection(opens: Opens, project: Path, tmp_path: Pa
     (project / place / "questions.txt").write_text("Notes\n\nWho donated the lathe?\n", encoding="utf-8")
     screen = opens(HELIX, project, str(Path(place, "questions.txt")))
     # Its worker is started when Helix has been told what the daemon can do.
-    until(lambda: len(daemons_of(tmp_path)) >= 2, screen.screen)
+    until(lambda: len(daemons_of(tmp_path)) >= 3, screen.screen)
     screen.press("3", "g", "g", "x")
     screen.press("Space", "a")
     screen.sees(ACTION)
@@ -158,7 +158,7 @@ def test_helix_asks_what_was_typed_where_it_can(
     opens: Opens, project: Path, tmp_path: Path, helix: tuple[int, int]
 ) -> None:
     screen = opens(HELIX, project, "notes.md")
-    until(lambda: len(daemons_of(tmp_path)) >= 2, screen.screen)
+    until(lambda: len(daemons_of(tmp_path)) >= 3, screen.screen)
     screen.press("Space", "q")
     screen.sees(':lsp-workspace-command cag.ask ""')
     screen.type("Who looks after the locks?")

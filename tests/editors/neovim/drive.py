@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.client import ENDS_WITHIN, ROOT, SLACK, still_alive
+from tests.client import ENDS_WITHIN, ROOT, SLACK, runtime_of, still_alive
 from tests.editors.conftest import EXAMPLE, daemons_of
 from tests.editors.found import need
 
@@ -60,14 +60,16 @@ def home_of(folder: Path, programs: Path) -> dict[str, str]:
     """An environment that knows nothing of the user, with the daemon on PATH."""
     home = folder / "home"
     places = {"XDG_CONFIG_HOME": ".config", "XDG_DATA_HOME": ".local/share", "XDG_STATE_HOME": ".local/state"}
-    places |= {"XDG_CACHE_HOME": ".cache", "XDG_RUNTIME_DIR": ".run"}
+    places |= {"XDG_CACHE_HOME": ".cache"}
     for place in places.values():
         (home / place).mkdir(parents=True, mode=0o700, exist_ok=True)
     hidden = ("CAG_", "XDG_", "NVIM", "PYTHON", "VIM")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     path = os.pathsep.join([str(programs), "/usr/bin", "/bin"])
     found = {name: str(home / place) for name, place in places.items()}
-    return kept | {"HOME": str(home), "PATH": path, "NVIM_LOG_FILE": str(home / "nvim.log")} | found
+    # A front of its own, which ends with the editor.
+    own = {"XDG_RUNTIME_DIR": str(runtime_of(folder)), "CAG_LINGER_SECONDS": "0"}
+    return kept | {"HOME": str(home), "PATH": path, "NVIM_LOG_FILE": str(home / "nvim.log")} | found | own
 
 
 def start(version: str, file: str, folder: Path, programs: Path, more: Mapping[str, str]) -> subprocess.Popen[bytes]:
