@@ -241,8 +241,7 @@ def status_shape() -> dict[str, Any]:
 
 def test_a_status_is_that_of_the_page() -> None:
     told = status_shape()
-    # `clients` comes with shared mode.
-    assert set(told) - {"clients?"} == shape_of(protocol.Status)
+    assert set(told) == shape_of(protocol.Status)
     assert set(told["model?"]) == shape_of(protocol.Model)
 
 

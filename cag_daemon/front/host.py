@@ -35,7 +35,7 @@ from cag_daemon.front.status import status_of
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 5.0
-FIRST_SECONDS = 10.0  # for whoever has started us to connect
+FIRST_SECONDS = 1.0  # for whoever has started us to connect
 LONGEST_LINE = 1 << 24  # of a greeting: it has the environment, and a prompt it may be
 LOOK_SECONDS = 1.0  # between two looks whether the socket is still there
 LAST_WORDS_SECONDS = 1.0  # for what a client is still to be told

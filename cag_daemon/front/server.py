@@ -220,8 +220,9 @@ class CagServer(QuietServer):
         """The session; a request may come before ``initialized``."""
         self.begin()
         assert self._starting is not None
-        # Not awaited itself: `finish` cancels it, and that is not the caller's end.
-        await asyncio.wait({self._starting})
+        if not self._starting.done():
+            # Not awaited itself: `finish` cancels it, and that is not the caller's end.
+            await asyncio.wait({self._starting})
         if self.session.over:
             raise CancelledByDaemon(GIVEN_UP["shuttingDown"], "shuttingDown")
         self._starting.result()

@@ -106,6 +106,7 @@ def test_a_cache_that_is_wrong_is_read_again_at_once(daemon: Daemons, tmp_path: 
     assert EXPECTED in second.answer(QUESTION)
 
 
+@pytest.mark.exhaustive
 def test_what_is_typed_first_and_saved_then_is_kept_too(daemon: Daemons, tmp_path: Path) -> None:
     workspace, caches = daemon.workspace(), tmp_path / "caches"
     options = {"cacheDirectory": str(caches)}

@@ -116,6 +116,7 @@ def test_document_prompt_and_length_belong_to_the_client(daemon: Daemons) -> Non
     assert first.worker_pids() == second.worker_pids()
 
 
+@pytest.mark.exhaustive
 def test_who_wants_another_model_gets_it_and_is_told_what_that_costs(daemon: Daemons, slow_flags: list[str]) -> None:
     first = daemon()
     first.wait_status("ready")
@@ -135,6 +136,7 @@ def test_who_wants_another_model_gets_it_and_is_told_what_that_costs(daemon: Dae
     assert first.worker().pid == worker.pid
 
 
+@pytest.mark.exhaustive
 def test_a_setting_of_the_worker_is_changed_under_nobodys_feet(daemon: Daemons) -> None:
     first, second = (client := daemon()), daemon(beside=client)
     for each in (first, second):
@@ -149,6 +151,7 @@ def test_a_setting_of_the_worker_is_changed_under_nobodys_feet(daemon: Daemons) 
     first.wait_until(lambda: first.worker_pids() == [worker.pid], 10, "one worker for both")
 
 
+@pytest.mark.exhaustive
 def test_questions_of_different_editors_take_turns_and_never_cancel_each_other(
     daemon: Daemons, slow_flags: list[str]
 ) -> None:
@@ -167,6 +170,7 @@ def test_questions_of_different_editors_take_turns_and_never_cancel_each_other(
         each.result()
 
 
+@pytest.mark.exhaustive
 def test_a_text_that_is_waited_for_is_read_before_one_that_is_not(daemon: Daemons, slow_flags: list[str]) -> None:
     first = daemon(SHORT, flags=slow_flags, options={"refresh": "ask"})
     first.ask("What?", maxNewTokens=1).result()
@@ -182,6 +186,7 @@ def test_a_text_that_is_waited_for_is_read_before_one_that_is_not(daemon: Daemon
     assert reading.error()["code"] == CANCELLED
 
 
+@pytest.mark.exhaustive
 def test_to_unload_waits_for_what_others_have_asked(daemon: Daemons, slow_flags: list[str]) -> None:
     first = daemon(SHORT, flags=slow_flags)
     second = daemon(SHORT, flags=slow_flags, beside=first)
@@ -242,8 +247,8 @@ def test_the_front_lingers_with_the_cache_and_then_nothing_is_left(daemon: Daemo
     nothing_left(first.runtime)
 
 
-@pytest.mark.parametrize("who", ["editor's forwarder"])
-def test_a_forwarder_that_is_killed_takes_nobody_along(daemon: Daemons, slow_flags: list[str], who: str) -> None:
+@pytest.mark.exhaustive
+def test_a_forwarder_that_is_killed_takes_nobody_along(daemon: Daemons, slow_flags: list[str]) -> None:
     first = daemon(SHORT, flags=slow_flags)
     second = daemon(SHORT, flags=slow_flags, beside=first)
     second.wait_status("ready")
@@ -252,7 +257,7 @@ def test_a_forwarder_that_is_killed_takes_nobody_along(daemon: Daemons, slow_fla
     first.wait_notification("cag/partial")
     first.abandoned = True
     first.process.kill()
-    second.wait_until(lambda: len(second.status()["clients"]) == 1, 10, f"the {who} forgotten")
+    second.wait_until(lambda: len(second.status()["clients"]) == 1, 10, "the editor forgotten")
     assert not answering.answered
     # What it had asked is not gone on with for nobody.
     second.ask("What?", maxNewTokens=1).result(20)
@@ -280,6 +285,7 @@ def test_a_front_that_is_killed_is_started_again_with_the_editors_buffers(daemon
     assert len(next(each for each in first.pendings if each.method == "initialize").replies) == 1
 
 
+@pytest.mark.exhaustive
 def test_what_was_asked_of_a_front_that_is_killed_ends_with_a_sentence(daemon: Daemons, slow_flags: list[str]) -> None:
     client = daemon(SHORT, flags=slow_flags)
     client.wait_status("ready")
@@ -294,6 +300,7 @@ def test_what_was_asked_of_a_front_that_is_killed_ends_with_a_sentence(daemon: D
     assert client.ask("What?", maxNewTokens=1).result()["answer"]
 
 
+@pytest.mark.exhaustive
 def test_a_worker_that_is_killed_comes_back_for_all(daemon: Daemons) -> None:
     first = daemon()
     second = daemon(beside=first)
@@ -306,7 +313,9 @@ def test_a_worker_that_is_killed_comes_back_for_all(daemon: Daemons) -> None:
     assert first.worker_pids() == second.worker_pids()
 
 
-@pytest.mark.parametrize("who", ["front", "worker", "forwarder"])
+@pytest.mark.parametrize(
+    "who", ["front", *(pytest.param(each, marks=pytest.mark.exhaustive) for each in ("worker", "forwarder"))]
+)
 def test_what_is_suspended_goes_on_afterwards(daemon: Daemons, who: str) -> None:
     client = daemon()
     client.wait_status("ready")
@@ -321,7 +330,7 @@ def test_what_is_suspended_goes_on_afterwards(daemon: Daemons, who: str) -> None
     assert notices(client) == []
 
 
-@pytest.mark.parametrize("gone", ["socket", "folder"])
+@pytest.mark.parametrize("gone", ["socket", pytest.param("folder", marks=pytest.mark.exhaustive)])
 def test_a_socket_that_is_deleted_is_made_anew_and_nobody_notices(daemon: Daemons, gone: str) -> None:
     first = daemon()
     first.wait_status("ready")
@@ -343,6 +352,7 @@ def full_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
 
+@pytest.mark.exhaustive
 def test_a_full_disk_costs_only_what_would_have_been_kept(daemon: Daemons, monkeypatch: pytest.MonkeyPatch) -> None:
     real = subprocess.Popen
 
@@ -363,6 +373,7 @@ def test_a_full_disk_costs_only_what_would_have_been_kept(daemon: Daemons, monke
     assert all(path.stat().st_size <= 4096 for path in client.home.rglob("*") if path.is_file())
 
 
+@pytest.mark.exhaustive
 def test_a_device_that_fails_once_costs_a_restart_and_twice_is_said(daemon: Daemons, tmp_path: Path) -> None:
     once = daemon(env=device_that_fails(tmp_path / "once", 1))
     assert EXPECTED in once.answer(QUESTION)
@@ -401,6 +412,7 @@ def test_stop_frees_all_and_the_next_question_starts_it_again(daemon: Daemons) -
     ask_front(first.runtime, "stop")
 
 
+@pytest.mark.exhaustive
 def test_ask_on_the_command_line_joins_the_daemon_that_runs(daemon: Daemons) -> None:
     client = daemon()
     client.wait_status("ready")
@@ -442,6 +454,7 @@ def test_another_version_lives_beside_and_takes_over_when_nobody_is_left(daemon:
     assert still_alive([front], 2 * (ENDS_WITHIN + SLACK)) == [], "it need not wait for anybody"
 
 
+@pytest.mark.exhaustive
 def test_the_log_is_a_file_of_ours_and_has_nothing_of_the_document(daemon: Daemons) -> None:
     client = daemon()
     assert EXPECTED in client.answer(QUESTION)

@@ -39,6 +39,7 @@ def test_a_second_window_is_told_that_a_model_is_loaded_and_what_another_one_cos
     assert list((first.runtime / "cag-daemon").glob("standalone-*")) == []
 
 
+@pytest.mark.exhaustive
 def test_who_has_died_is_not_told_of(daemon: Daemons) -> None:
     first = daemon(arguments=ALONE)
     first.wait_status("ready")
