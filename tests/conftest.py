@@ -1,8 +1,16 @@
-"""The order of a whole run."""
+"""The order of a whole run, and that no test meets a daemon of whoever runs it."""
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
+
 import pytest
+
+os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="cag-")
+atexit.register(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
 
 # Each of them keeps one process busy for minutes: what begins last ends last.
 FIRST = (

@@ -103,7 +103,7 @@ def test_on_a_terminal_it_asks(typed: str | None, code: int, said: str, tmp_path
         [sys.executable, "-m", "cag_daemon", "clean"],
         **{
             "cwd": ROOT,
-            "env": Client.environment(tmp_path, {"XDG_RUNTIME_DIR": str(tmp_path)}),
+            "env": Client.environment(tmp_path, {}),
             "stdin": slave,
             "stdout": PIPE,
             "stderr": PIPE,

@@ -106,7 +106,7 @@ def test_where_none_runs_it_is_said_and_none_is_started(
 
 
 def test_status_is_told_as_people_like_to_read_it(front: FakeFront, capsys: Any) -> None:
-    front.results["status"] = STATUS
+    front.results["status"] = STATUS | {"started": time.time() - 12 * 60 - 5}
     assert control.status(as_json=False) == 0
     out = capsys.readouterr().out
     first, _, *rest = out.splitlines()

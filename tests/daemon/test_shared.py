@@ -313,9 +313,8 @@ def test_a_worker_that_is_killed_comes_back_for_all(daemon: Daemons) -> None:
     assert first.worker_pids() == second.worker_pids()
 
 
-@pytest.mark.parametrize(
-    "who", ["front", *(pytest.param(each, marks=pytest.mark.exhaustive) for each in ("worker", "forwarder"))]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("who", ["front", "worker", "forwarder"])
 def test_what_is_suspended_goes_on_afterwards(daemon: Daemons, who: str) -> None:
     client = daemon()
     client.wait_status("ready")

@@ -97,6 +97,7 @@ export interface Status {
   documents: DocumentStatus[];
   queue: number;
   unloadsInSeconds?: number;
+  clients?: { name: string; documents: string[] }[];
 }
 
 export interface RefreshResult {

@@ -146,6 +146,7 @@ M.CODES = { cancelled = -32800, cancelled_by_daemon = -32802, failed = -32803 }
 ---@field documents cag.DocumentStatus[]
 ---@field queue integer
 ---@field unloadsInSeconds? number
+---@field clients? { name: string, documents: string[] }[]
 
 ---@class cag.RefreshResult
 ---@field document { uri: string, version: string, tokens: integer }
