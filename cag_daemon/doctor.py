@@ -20,12 +20,11 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from cag_daemon import __version__, text
+from cag_daemon import __version__, runtime, text
 from cag_daemon.config import Settings
 from cag_daemon.control import running
 from cag_daemon.errors import CagError
 from cag_daemon.offline import Blocked, block
-from cag_daemon.places import DAEMON_LOG, log_folder
 
 if TYPE_CHECKING:
     from cag_daemon.engine.self_test import Result
@@ -209,7 +208,7 @@ def _cache(settings: Settings) -> dict[str, Any]:
 
 def _daemon() -> list[dict[str, Any]]:
     """Whether a front runs for the editors, and where its log is; also after it has ended that tells why."""
-    log = log_folder() / DAEMON_LOG
+    log = Path(runtime.log_file())
     try:
         found = running()
     except CagError as error:

@@ -45,7 +45,6 @@ OURS = {
     CACHES: (re.compile(r"[\w.-]+-[0-9a-f]{16}"), "KV cache of a document"),
     SELF_TESTS: (re.compile(r"[\w.-]+-[0-9a-f]{16}"), "result of a self-test"),
 }
-DAEMON_LOG = "daemon.log"
 LOG = re.compile(r"[\w.-]+\.log(?:\.\d+)?")
 RUNTIME = re.compile(r"(?P<front>[0-9a-f]{12}\.sock)(?:\.(?:lock|start))?|standalone-(?P<pid>\d+)\.json")
 UNDER_WAY_SECONDS = 3600  # what has not been written to for so long was interrupted

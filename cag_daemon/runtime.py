@@ -243,19 +243,6 @@ def greet(connection: socket.socket, words: dict[str, Any], seconds: float = GRE
         return None
 
 
-def converse(words: dict[str, Any]) -> dict[str, Any] | None:
-    """What the front answers to a hello; None: there is none.
-
-    Raises:
-        RuntimeUnusable: see `connect`.
-    """
-    connection = connect()
-    if connection is None:
-        return None
-    with connection:
-        return greet(connection, words)
-
-
 def join(words: dict[str, Any]) -> tuple[socket.socket, dict[str, Any]]:
     """A connection to the front, which is started if there is none, and what it answered.
 

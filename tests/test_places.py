@@ -302,4 +302,4 @@ def test_a_runtime_folder_that_is_a_link_is_not_looked_into(
 def test_the_log_is_where_the_front_writes_it(state: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path) if state else "")
-    assert str(places.log_folder() / places.DAEMON_LOG) == runtime.log_file()
+    assert str(places.log_folder() / "daemon.log") == runtime.log_file()

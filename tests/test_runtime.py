@@ -263,7 +263,7 @@ def test_a_front_that_takes_nobody_is_not_waited_for_long(claims: list[runtime.C
 
 
 def test_what_the_front_answers_is_the_answer(claims: list[runtime.Claim]) -> None:
-    assert runtime.converse(runtime.hello("status")) is None
+    assert runtime.connect() is None
     claim = take(claims)
 
     def serve() -> None:
@@ -274,7 +274,10 @@ def test_what_the_front_answers_is_the_answer(claims: list[runtime.Claim]) -> No
 
     thread = threading.Thread(target=serve)
     thread.start()
-    answer = runtime.converse(runtime.hello("status"))
+    connection = runtime.connect()
+    assert connection is not None
+    with connection:
+        answer = runtime.greet(connection, runtime.hello("status"))
     thread.join()
     assert answer == {"welcome": {}, "result": {"pid": 1}}
 

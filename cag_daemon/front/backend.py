@@ -84,7 +84,7 @@ class Backend:
         on_change: called when ``state`` has changed.
         on_dropped: called with the name of a document whose cache had to leave memory, and whether it was wrong.
         on_gone: called when a worker ended that nobody had stopped.
-        environment: of the worker, beyond this process's.
+        environment: of whoever wants the model, which counts before this process's; empty: that is this process's.
         log_worker: takes what the worker prints, a line at a time; None: it goes where our own stderr goes.
     """
 

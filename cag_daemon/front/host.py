@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from cag_daemon import __version__, places, runtime
+from cag_daemon import __version__, runtime
 from cag_daemon.config import resolve
 from cag_daemon.errors import CagError
 from cag_daemon.flags import parse_flags
@@ -224,7 +224,7 @@ class Host:
             "version": __version__,
             "pid": os.getpid(),
             "started": self._began,
-            "log": str(log_file()),
+            "log": runtime.log_file(),
             "socket": str(self._claim.path),
             "memory": psutil.Process().memory_info().rss,
             "clients": [_client(server) for server in self._editors],
@@ -292,11 +292,6 @@ def _retire(path: Path) -> None:
             runtime.sweep(str(path))
 
 
-def log_file() -> Path:
-    """Where the front writes what happened."""
-    return places.log_folder() / "daemon.log"
-
-
 class QuietRotatingHandler(logging.handlers.RotatingFileHandler):
     """A log on a full disk is no reason for anything."""
 
@@ -305,7 +300,7 @@ class QuietRotatingHandler(logging.handlers.RotatingFileHandler):
 
 
 def _start_log() -> None:
-    handler = QuietRotatingHandler(log_file(), maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", delay=True)
+    handler = QuietRotatingHandler(runtime.log_file(), maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("cag_daemon").setLevel(logging.INFO)

@@ -1,6 +1,6 @@
 """Daemons that share nothing (``--standalone``) know of each other: a second one says that a model is loaded already.
 
-Each leaves a file with its process and its model in the runtime folder, for as long as it lives.
+Each leaves a file with its process and its model in the runtime folder, for as long as that is in memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def greet(model: Loaded) -> str | None:
 
 
 def leave() -> None:
-    """This process ends."""
+    """There is no model in memory here any more."""
     with contextlib.suppress(OSError, runtime.RuntimeUnusable):
         _mine().unlink(missing_ok=True)
 

@@ -70,7 +70,7 @@ class Shared:
     Args:
         pool: which of it this is one.
         settings: those that decide what is loaded are the same for all.
-        environment: of the worker, beyond this process's.
+        environment: see `Backend`.
     """
 
     def __init__(self, pool: Pool, settings: Settings, environment: Mapping[str, str]) -> None:
@@ -211,6 +211,8 @@ class Shared:
         state, self._state = self._state, self.backend.state
         if self._state == "ready" and state != "ready":
             self._pool.loaded(self)
+        elif state == "ready" and self._state != "ready":
+            self._pool.on_emptied()
         for seat in list(self.seats.values()):
             seat.guest.backend_changed()
 
@@ -230,14 +232,16 @@ class Pool:
     Args:
         log_worker: takes what the workers print, a line at a time; None: it goes where this process's stderr goes.
         on_loaded: told of a model that is in memory now; returns what its users should know of others, or None.
+        on_emptied: told when one is so no longer.
     """
 
     def __init__(
         self,
         log_worker: Callable[[str], None] | None = None,
         on_loaded: Callable[[Loaded], str | None] = lambda model: None,
+        on_emptied: Callable[[], None] = lambda: None,
     ) -> None:
-        self.log_worker = log_worker
+        self.log_worker, self.on_emptied = log_worker, on_emptied
         self._on_loaded = on_loaded
         self._shared: dict[tuple[Any, ...], Shared] = {}
         self._leaving: list[Backend] = []

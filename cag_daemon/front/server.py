@@ -431,7 +431,7 @@ def run(stdin: BinaryIO, stdout: BinaryIO, flags: Mapping[str, Any]) -> int:
     logging.getLogger("pygls").setLevel(logging.CRITICAL)
 
     async def main() -> int:
-        pool = Pool(on_loaded=neighbours.greet)
+        pool = Pool(on_loaded=neighbours.greet, on_emptied=neighbours.leave)
         server = CagServer(flags, pool)
         try:
             return await serve(server, stdin, stdout, server.ended)

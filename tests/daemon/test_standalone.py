@@ -35,6 +35,11 @@ def test_a_second_window_is_told_that_a_model_is_loaded_and_what_another_one_cos
     assert ask_front(first.runtime, "status") is None, "nothing is shared"
     assert "clients" not in second.status()
     second.stop()
+    # What is not in memory any more is not told of.
+    assert len(list((first.runtime / "cag-daemon").glob("standalone-*"))) == 1
+    first.request("cag/unload").result()
+    assert list((first.runtime / "cag-daemon").glob("standalone-*")) == []
+    assert EXPECTED in first.answer(QUESTION)
     first.stop()
     assert list((first.runtime / "cag-daemon").glob("standalone-*")) == []
 
