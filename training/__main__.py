@@ -39,7 +39,13 @@ def main() -> None:
         frozen=options.frozen,
         average=options.average,
         rates=Rates(options.matrices, options.norms, options.embeddings, decay=options.decay),
-        curriculum=replace(Curriculum(), tokens=options.tokens, first=options.first or first, last=options.last),
+        curriculum=replace(
+            Curriculum(),
+            tokens=options.tokens,
+            first=options.first or first,
+            last=options.last,
+            longest=options.longest,
+        ),
     )
     run = Run(plan, model, tokenizer)
     run.resume()
@@ -47,6 +53,8 @@ def main() -> None:
         trained = run.go()
     except KeyboardInterrupt:
         sys.exit(f"Stopped; the same command goes on from the checkpoint in {options.run}.")
+    if run.rank:
+        return
     export(trained, tokenizer, options.out)
     if options.ship:
         ship(options.out)
@@ -65,7 +73,8 @@ def _options() -> argparse.Namespace:
     add("--workers", type=int, default=0, help="processes that make data; for a GPU 12 or more (default: 0)")
     add("--tokens", type=int, default=2500, help="of a step, about; for a GPU 100000 (default: 2500)")
     add("--first", type=int, default=0, help="sentences of a document at the start (default: 4, with --from 18)")
-    add("--last", type=int, default=45, help="and from half of the run on (default: 45); some have up to 110")
+    add("--longest", type=int, default=140, help="sentences of the longest documents, a fifth of all (default: 140)")
+    add("--last", type=int, default=45, help="and from half of the run on (default: 45); some have more, see --longest")
     add("--matrices", type=float, default=0.005, help="rate of the layers' matrices, by Muon (default: 0.005)")
     add("--norms", type=float, default=1e-3, help="rate of the norms, by AdamW (default: 0.001)")
     add("--embeddings", type=float, default=2e-4, help="rate of the embeddings, by AdamW (default: 0.0002)")

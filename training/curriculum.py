@@ -27,7 +27,7 @@ class Curriculum:
     last: int = 45
     short: float = 0.4
     long: float = 0.2
-    longest: int = 110
+    longest: int = 140
     refused: tuple[float, float] = (0.25, 0.15)
 
     def size(self, seed: int, progress: float) -> Size:
@@ -40,6 +40,6 @@ class Curriculum:
             sentences = random_.randint(min(4, most), most)
         elif kind > 1 - self.long and most >= 12:
             sentences = random_.randint(most, max(most, self.longest))
-        questions = max(4, min(14, sentences * 7 // 10))
+        questions = max(4, min(24, sentences * 7 // 10))
         documents = max(1, round(self.tokens / (sentences * SENTENCE + questions * QUESTION)))
         return Size(documents, sentences, questions, self.refused[progress > 0.5])

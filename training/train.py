@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as beside
 from tokenizers import Tokenizer
 
 from training.batch import Batch, Encoder, Size, exact, loss_of, make_batch
@@ -69,6 +71,10 @@ class Run:
         self.optimiser = Optimiser(self.model, plan.rates)
         self.averaged = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.rank, self.together = 0, 1
+        if "WORLD_SIZE" in os.environ:  # torchrun has started several of us
+            beside.init_process_group("gloo")
+            self.rank, self.together = beside.get_rank(), beside.get_world_size()
         self._stopped = False
         self._shown = {"loss": 0.0, "exact": 0.0, "refused": 0.0}
         self._seen = dict.fromkeys(self._shown, 0)
@@ -86,6 +92,7 @@ class Run:
             KeyboardInterrupt: told to stop, by the keyboard or by SIGTERM; the checkpoint is of the last whole step.
         """
         torch.set_num_threads(self.plan.threads)
+        torch.set_flush_denormal(True)  # sharp attention is full of them, and they cost half the time
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, self._stop)
         self.log("plan", **_plain(asdict(self.plan)))
@@ -97,6 +104,7 @@ class Run:
             self._one(batch)
             now = time.monotonic()
             self.seconds, began = self.seconds + now - began, now
+            self._agree()
             if self._stopped:
                 self.save()
                 raise KeyboardInterrupt
@@ -115,6 +123,24 @@ class Run:
     def _stop(self, *_: Any) -> None:
         self._stopped = True
 
+    def _agree(self) -> None:
+        """All stop at one step: the clock is that of the slowest, and who is told to stop tells the others."""
+        if self.together > 1:
+            said = torch.tensor([self.seconds, float(self._stopped)], dtype=torch.float64)
+            beside.all_reduce(said, beside.ReduceOp.MAX)
+            self.seconds, self._stopped = said[0].item(), bool(said[1])
+
+    def _share(self) -> None:
+        """Everybody goes on with the mean of all gradients, and so all stay the same."""
+        if self.together > 1:
+            gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
+            flat = torch.cat([each.flatten() for each in gradients])
+            beside.all_reduce(flat)
+            flat /= self.together
+            parts = torch.split(flat, [each.numel() for each in gradients])
+            for mine, mean in zip(gradients, parts, strict=True):
+                mine.copy_(mean.view_as(mine))
+
     def _one(self, batch: Batch) -> None:
         factor = self.plan.rates.factor(self.step, self.progress)
         batch = batch.to(self.device)
@@ -122,6 +148,7 @@ class Run:
             logits = self.model(*batch.inputs)
         loss = loss_of(logits, batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._share()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step(factor)
         self.model.zero_grad(set_to_none=True)
@@ -160,8 +187,8 @@ class Run:
                 pool.shutdown(cancel_futures=True)
 
     def _wanted(self, step: int) -> tuple[int, Size]:
-        seed = self.plan.seed * 10_000_000 + step + 1
-        return seed, self.plan.curriculum.size(seed, self.progress)
+        seed = self.plan.seed * 10_000_000 + step * self.together + self.rank + 1
+        return seed, self.plan.curriculum.size(step + 1, self.progress)  # one size: nobody waits for another
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
@@ -177,6 +204,8 @@ class Run:
 
     def log(self, what: str, **values: Any) -> None:
         """A line of JSON to the log and to the terminal."""
+        if self.rank:
+            return
         where = {"minutes": round(self.seconds / 60, 1), "step": self.step}
         line = json.dumps({"what": what, **where, **values})
         sys.stdout.write(f"{line}\n")
@@ -186,15 +215,17 @@ class Run:
 
     def save(self) -> None:
         """Keep all that the run goes on from, in place of what was kept before."""
+        if self.rank:
+            return
         state = {
             "model": self.model.state_dict(),
             "averaged": self.averaged,
             "optimiser": self.optimiser.state(),
             "counts": {"step": self.step, "tokens": self.tokens, "seconds": self.seconds},
         }
-        beside = self.plan.folder / "checkpoint.new"
-        torch.save(state, beside)
-        beside.replace(self.plan.folder / "checkpoint.pt")
+        new = self.plan.folder / "checkpoint.new"
+        torch.save(state, new)
+        new.replace(self.plan.folder / "checkpoint.pt")
 
     def resume(self) -> bool:
         """Go on from what was kept, if anything was."""
