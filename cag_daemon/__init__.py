@@ -55,6 +55,9 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       cag             the public core: get_kv_cache, clean_up, generate (+ prefill, generate_step)
       speed           how fast this machine is, in about a second
       kv_cache        the cache layer that writes in place
+      attention       packed grouped queries, keys up to a grid
+      drafts          how an answer may go on: copied from document, question and earlier answers
+      widths          how many rows a pass may have, such that a row's bits stay the same
       quantize        linear layers whose weights are held in 8 or 4 bits
       packed_operators  torch's private operators for such weights: per device, and only where they are right
     messages      what travels over the pipe

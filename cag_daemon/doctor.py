@@ -179,7 +179,7 @@ def _check(settings: Settings, told: Callable[[str], None]) -> list[dict[str, An
     )
     return [
         _finding("ok" if found.passed else "problem", "cached answers", same, same=found.same, compared=found.compared),
-        _self_test(refreshing),
+        *_self_test(refreshing),
         _finding("ok", "speed", speed, readTokensPerSecond=found.reading, writtenTokensPerSecond=found.decoding),
     ]
 
@@ -234,16 +234,23 @@ def _self_tests(settings: Settings) -> list[dict[str, Any]]:
         results = {(each.model, each.device, each.dtype): each for each in reversed(kept_results(settings.kept_in))}
     except (ImportError, OSError):
         return []  # said above
-    return [_self_test(each) for each in results.values()]
+    return [finding for each in results.values() for finding in _self_test(each)]
 
 
-def _self_test(result: Result) -> dict[str, Any]:
+def _self_test(result: Result) -> list[dict[str, Any]]:
     where = f"{result.model} in {result.dtype} on {result.device}, {date.fromtimestamp(result.time):%Y-%m-%d}"
     if result.passed:
         words = f"after an edit only what comes behind it is read, bit for bit as afresh ({where})"
     else:
         words = f"after an edit all is read: going on in the middle does not give the same bits here ({where})"
-    return _finding("ok" if result.passed else "note", "refreshing", words, passed=result.passed)
+    if result.widths:
+        drafts = f"answers are drafted, up to {max(result.widths)} tokens at a time, and are bit for bit those without"
+    else:
+        drafts = "an answer is written token by token: several at a time do not give the same bits here"
+    return [
+        _finding("ok" if result.passed else "note", "refreshing", words, passed=result.passed),
+        _finding("ok" if result.widths else "note", "drafts", f"{drafts} ({where})", widths=list(result.widths)),
+    ]
 
 
 def _document(settings: Settings) -> dict[str, Any]:

@@ -249,9 +249,9 @@ def _load(document: text.Text, settings: Settings, terminal: Console) -> Engine:
 
         wanted = Wanted.by(settings, len(document.normalised))
         loaded = load_model(wanted, lambda percent: update(completed=percent))
-        # Where nothing is kept there is nothing to go on from, and nothing to be tested for.
-        exact = settings.kept_in is None or self_test(loaded, settings.kept_in).passed
-        engine = Engine(loaded, None, settings.kept_in, settings.cache_bytes, exact)
+        tested = self_test(loaded, settings.kept_in)
+        kept = (settings.kept_in, settings.cache_bytes)
+        engine = Engine(loaded, None, *kept, tested.passed, widths=tested.widths)
     engine.limit(settings.memory_bytes)
     return engine
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 import cag_daemon
+from cag_daemon.engine.attention import install
 from cag_daemon.engine.model import LoadedModel
 
 EMBEDDED = Path(cag_daemon.__file__).parent / "embedded"
@@ -38,14 +39,20 @@ def mistral_config(**changes: Any) -> MistralConfig:
     return MistralConfig(**(values | changes))
 
 
-def random_mistral(seed: int = 0, **changes: Any) -> MistralForCausalLM:
-    """A Mistral whose every token depends on all that it sees: initial weights are too small for that."""
+def random_mistral(seed: int = 0, *, packed: bool = True, **changes: Any) -> MistralForCausalLM:
+    """A Mistral whose every token depends on all that it sees: initial weights are too small for that.
+
+    Args:
+        packed: attends as the product has it do; False: as transformers has.
+    """
     generator = torch.Generator().manual_seed(seed)
     model = MistralForCausalLM(mistral_config(**changes)).eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.ndim == 2:
             parameter.normal_(0, 1.2 / parameter.shape[1] ** 0.5, generator=generator)
     model.get_input_embeddings().weight.normal_(0, 1, generator=generator)
+    if packed:
+        install(model)
     return model
 
 

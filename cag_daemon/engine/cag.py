@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
 
 from cag_daemon.engine.devices import default_chunk
+from cag_daemon.engine.drafts import Drafts
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.errors import Stopped
 
@@ -100,7 +102,7 @@ def prefill(
     decoder, done = model.get_decoder(), 0
     while done < total:
         end = min(total, done + chunk_size - (origin + done) % chunk_size)
-        _forward(decoder, input_ids[:, done:end], past_key_values, should_stop)
+        forward(decoder, input_ids[:, done:end], past_key_values, should_stop)
         done = end
         if progress:
             progress(done, total)
@@ -116,6 +118,9 @@ def generate_step(
     max_new_tokens: int = 50,
     should_stop: ShouldStop | None = None,
     chunk_size: int | None = None,
+    widths: Sequence[int] = (),
+    drafts: Drafts | None = None,
+    counts: DraftCounts | None = None,
 ) -> Iterator[int]:
     """Decode greedily after the cached tokens and ``input_ids`` [1, n], a token at a time.
 
@@ -123,6 +128,10 @@ def generate_step(
         max_new_tokens: at most so many are given.
         should_stop: asked before every layer, and every linear one in it.
         chunk_size: an input longer than this is passed in pieces; None: `default_chunk`.
+        widths: how many rows a pass may have, the narrowest first: such that a row has the same bits in each (see
+            `widths.agreeing`). The narrowest is used where nothing is drafted. None: one row, and no drafts.
+        drafts: what is proposed, and verified; the tokens are the same without.
+        counts: where to count what was proposed and accepted.
 
     Yields:
         Token ids; the end token is the last one if it came.
@@ -132,34 +141,79 @@ def generate_step(
         ValueError: no input, or more than one sequence.
     """
     input_ids = _one_sequence(input_ids, model)
-    return _steps(model, input_ids, past_key_values, max_new_tokens, should_stop, chunk_size)
+    decoding = _Decoding(model, past_key_values, should_stop, tuple(widths), drafts, counts or DraftCounts())
+    return decoding.steps(input_ids, max_new_tokens, chunk_size)
 
 
-def _steps(
-    model: Any,
-    input_ids: torch.Tensor,
-    cache: Cache,
-    max_new_tokens: int,
-    should_stop: ShouldStop | None,
-    chunk_size: int | None,
-) -> Iterator[int]:
-    if max_new_tokens < 1:
-        return
-    # 1. Room for all that may come: no step allocates.
-    _reserve(cache, cache.get_seq_length() + input_ids.shape[1] + max_new_tokens)
-    # 2. The input, in pieces; only the last position's logits are ever made.
-    *pieces, last = torch.split(input_ids, chunk_size or default_chunk(model.device, model.dtype), dim=1)
-    for piece in pieces:
-        _forward(model.get_decoder(), piece, cache, should_stop)
-    ends = end_tokens(model)
-    # 3. A token, and the pass that it is the input of.
-    for step in range(max_new_tokens):
-        logits = _forward(model, last, cache, should_stop, logits_to_keep=1).logits
-        last = logits[:, -1:].argmax(-1)
-        token = int(last)
-        yield token
-        if token in ends or step + 1 == max_new_tokens:
+@dataclass
+class DraftCounts:
+    """How many tokens were proposed by drafts, and how many of them were the model's own."""
+
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass
+class _Decoding:
+    """The passes of one answer; see `generate_step`."""
+
+    model: Any
+    cache: Cache
+    should_stop: ShouldStop | None
+    widths: tuple[int, ...]
+    drafts: Drafts | None
+    counts: DraftCounts
+    _level: int = 0  # of the widths, for the next draft: wider while drafts are right to their end
+
+    def steps(self, input_ids: torch.Tensor, max_new_tokens: int, chunk_size: int | None) -> Iterator[int]:
+        if max_new_tokens < 1:
             return
+        model, cache = self.model, self.cache
+        # 1. Room for all that may come: no step allocates.
+        widest = max(self.widths, default=1)
+        _reserve(cache, cache.get_seq_length() + input_ids.shape[1] + max_new_tokens + widest)
+        # 2. The input, in pieces; only the last position's logits are ever made.
+        *pieces, last = torch.split(input_ids, chunk_size or default_chunk(model.device, model.dtype), dim=1)
+        for piece in pieces:
+            forward(model.get_decoder(), piece, cache, self.should_stop)
+        logits = forward(model, last, cache, self.should_stop, logits_to_keep=1).logits
+        # 3. Tokens, and the pass that the last of them is the input of.
+        ends, given, found = end_tokens(model), 0, [int(logits[:, -1:].argmax(-1))]
+        while True:
+            for token in found:
+                yield token
+                given += 1
+                if token in ends or given == max_new_tokens:
+                    return
+                if self.drafts is not None:
+                    self.drafts.add(token)
+            found = self._next(found[-1], max_new_tokens - given)
+
+    def _next(self, token: int, room: int) -> list[int]:
+        """Pass the last token, and a draft behind it; the tokens that follow are one more than were accepted."""
+        if not self.widths:
+            rows, draft = [token], []
+        else:
+            width = self.widths[self._level]
+            draft = self.drafts.propose(min(width, room) - 1) if self.drafts is not None else []
+            width = next(each for each in self.widths if each > len(draft))
+            rows = [token, *draft, *[token] * (width - 1 - len(draft))]  # the rest is for the width's sake
+        before = self.cache.get_seq_length()
+        input_ids = torch.tensor([rows], device=self.model.device)
+        logits = forward(self.model, input_ids, self.cache, self.should_stop, logits_to_keep=len(rows)).logits
+        return self._verified(draft, logits, before)
+
+    def _verified(self, draft: list[int], logits: torch.Tensor, before: int) -> list[int]:
+        """Keep of a draft what the model says itself."""
+        found = logits[0, : len(draft) + 1].argmax(-1).tolist()
+        right = next((at for at, guess in enumerate(draft) if guess != found[at]), len(draft))
+        clean_up(self.cache, before + 1 + right)
+        self.counts.drafted += len(draft)
+        self.counts.accepted += right
+        if draft:
+            wider = self._level + 1 if right == len(draft) else self._level - (right * 2 < len(draft))
+            self._level = min(max(wider, 0), len(self.widths) - 1)
+        return found[: right + 1]
 
 
 def end_tokens(model: Any) -> frozenset[int]:
@@ -184,7 +238,8 @@ def _reserve(cache: Cache, tokens: int) -> None:
         cache.reserve(tokens)
 
 
-def _forward(module: Any, input_ids: torch.Tensor, cache: Cache, should_stop: ShouldStop | None, **kwargs: Any) -> Any:
+def forward(module: Any, input_ids: torch.Tensor, cache: Cache, should_stop: ShouldStop | None, **kwargs: Any) -> Any:
+    """One pass of a model or its decoder, which happens whole or not at all; see `prefill` for the arguments."""
     with _whole_or_nothing(cache), _stoppable(module.get_decoder(), should_stop), torch.no_grad():
         return module(input_ids=input_ids, use_cache=True, **{cache_argument(module): cache}, **kwargs)
 

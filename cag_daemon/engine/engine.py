@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,8 +12,9 @@ import torch
 
 from cag_daemon.config import DEFAULT_SYSTEM_PROMPT
 from cag_daemon.engine.answer_text import AnswerText
-from cag_daemon.engine.cag import ShouldStop, end_tokens, generate_step, prefill
+from cag_daemon.engine.cag import DraftCounts, ShouldStop, end_tokens, generate_step, prefill
 from cag_daemon.engine.document_cache import MOST_ASIDE, DocumentCache, DocumentCaches, KnownText, TextCache
+from cag_daemon.engine.drafts import Drafts
 from cag_daemon.engine.fitting import Limit
 from cag_daemon.engine.keeping import Keeping
 from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
@@ -21,6 +23,7 @@ from cag_daemon.engine.model import LoadedModel
 from cag_daemon.engine.prompt import PromptTemplate
 from cag_daemon.errors import ModelFailed, OutOfMemory, Postponed, QuestionTooLong
 
+REMEMBERED = 64  # answers, to be drafts when the same is asked again
 LEAVING_SECONDS = 1.0  # for writing down what leaves memory: somebody waits for the room
 
 
@@ -47,6 +50,8 @@ class Answer:
     cached: int
     prompt: int
     generated: int
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Engine:
@@ -62,6 +67,7 @@ class Engine:
             every edit a text is read from its beginning, and nothing is kept on disk.
         on_wrong: told the name of each document whose cache is not to be answered from, as what was on disk was not
             what it should be.
+        widths: of passes to verify drafts with, see `widths.agreeing`; empty: nothing is drafted.
 
     Raises:
         ModelFailed: see `PromptTemplate`.
@@ -75,9 +81,11 @@ class Engine:
         keep_bytes: int | None = None,
         exact: bool = True,
         on_wrong: Callable[[str], object] = lambda document: None,
+        widths: tuple[int, ...] = (),
     ) -> None:
         self.loaded = loaded
-        self._exact, self._on_wrong = exact, on_wrong
+        self._exact, self._on_wrong, self._widths = exact, on_wrong, widths
+        self._answers: OrderedDict[tuple[str, tuple[int, ...]], list[int]] = OrderedDict()
         self.keeping: Keeping | None = None
         self.keep(keep_in, keep_bytes)
         on = {each.device for each in loaded.model.parameters()} - {torch.device("meta")}
@@ -191,7 +199,11 @@ class Engine:
                 maxTokens=max(0, room + len(ids) - 1),
             )
         model, ends = self.loaded.model, end_tokens(self.loaded.model)
-        text, generated, finish_reason = AnswerText(self.loaded.tokenizer, on_piece), 0, "length"
+        text, generated, finish_reason = AnswerText(self.loaded.tokenizer, on_piece), list[int](), "length"
+        most, counts, asked = min(max_new_tokens, room), DraftCounts(), (document, tuple(ids))
+        drafts = None
+        if self._widths:
+            drafts = Drafts(cached.text.ids, ids, self._answers.get(asked, ()), most)
         reading = cache.ids  # of a newer text, it may be, which is gone on with afterwards
         whole = cache.turn_to(cached.text.ids)
         assert whole == origin, "what answers is held whole"
@@ -201,21 +213,33 @@ class Engine:
                     model,
                     torch.tensor([ids]),
                     cache.buffer,
-                    max_new_tokens=min(max_new_tokens, room),
+                    max_new_tokens=most,
                     should_stop=should_stop,
                     chunk_size=self.loaded.chunk,
+                    widths=self._widths,
+                    drafts=drafts,
+                    counts=counts,
                 ):
                     if on_first_token and not generated:
                         on_first_token()
+                    generated.append(token)
                     if token in ends:
                         finish_reason = "stop"
                         break
-                    generated += 1
                     text.add(token)
         finally:
             cache.clean()
             cache.turn_to(reading)
-        return Answer(cached.text.version, text.finish(), finish_reason, origin, len(ids), generated)
+        self._remember(asked, generated)
+        length = len(generated) - (finish_reason == "stop")
+        found = (origin, len(ids), length, counts.drafted, counts.accepted)
+        return Answer(cached.text.version, text.finish(), finish_reason, *found)
+
+    def _remember(self, asked: tuple[str, tuple[int, ...]], answer: list[int]) -> None:
+        self._answers[asked] = answer
+        self._answers.move_to_end(asked)
+        if len(self._answers) > REMEMBERED:
+            self._answers.popitem(last=False)
 
     def forget(self, document: str, write: bool = False) -> None:
         """Drop what is cached of that document.

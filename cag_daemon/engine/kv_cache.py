@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from cag_daemon.engine.attention import NAME as PACKED
+
 GRID = 64  # capacities are multiples of this many tokens
 
 
@@ -19,15 +21,18 @@ class InPlaceLayer(CacheLayerMixin):  # type: ignore[misc]
 
     Args:
         capacity: tokens to make room for when the first ones come.
+        grid: passes are given keys and values up to a multiple of so many tokens; what is beyond the length is finite,
+            and the attention must mask it. 1: no more than there are.
     """
 
     is_croppable = True
     is_sliding = False
 
-    def __init__(self, capacity: int = 0) -> None:
+    def __init__(self, capacity: int = 0, grid: int = 1) -> None:
         # Not the parent's: it would set `keys` and `values`, which are views here.
         self.length = 0
         self.capacity = capacity
+        self.grid = grid
         self.key_buffer: torch.Tensor | None = None
         self.value_buffer: torch.Tensor | None = None
 
@@ -79,7 +84,7 @@ class InPlaceLayer(CacheLayerMixin):  # type: ignore[misc]
             key_states, value_states: [batch, kv heads, new tokens, head dim].
 
         Returns:
-            Views of all keys and values, [batch, kv heads, length, head dim].
+            Views of all keys and values, [batch, kv heads, length up to the grid, head dim].
 
         Raises:
             ValueError: other batch, heads, dtype or device than what is cached.
@@ -100,7 +105,8 @@ class InPlaceLayer(CacheLayerMixin):  # type: ignore[misc]
         self.key_buffer[:, :, self.length : end] = key_states.detach()
         self.value_buffer[:, :, self.length : end] = value_states.detach()
         self.length = end
-        return self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
+        seen = _rounded(end, self.grid)
+        return self.key_buffer[:, :, :seen], self.value_buffer[:, :, :seen]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` tokens; a positive number is a ValueError, as in transformers."""
@@ -121,8 +127,8 @@ class InPlaceLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """How many keys a pass of so many queries sees, and the position of the first."""
-        return self.length + query_length, 0
+        """How many keys a pass of so many queries is given, and the position of the first: up to the grid."""
+        return _rounded(self.length + query_length, self.grid), 0
 
     def _not_supported(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
@@ -141,8 +147,9 @@ class InPlaceCache(Cache):  # type: ignore[misc]
     """
 
     def __init__(self, config: Any, capacity: int = 0) -> None:
-        layers = config.get_text_config(decoder=True).num_hidden_layers
-        super().__init__(layers=[InPlaceLayer(capacity) for _ in range(layers)])
+        config = config.get_text_config(decoder=True)
+        grid = GRID if config._attn_implementation == PACKED else 1  # others may leave out the mask
+        super().__init__(layers=[InPlaceLayer(capacity, grid) for _ in range(config.num_hidden_layers)])
 
     def reserve(self, tokens: int) -> None:
         """Make room for so many tokens in all, layer by layer, so that no later step has to."""
@@ -167,8 +174,8 @@ def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
     return int(2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * dtype.itemsize)
 
 
-def _rounded(tokens: int) -> int:
-    return -(-tokens // GRID) * GRID
+def _rounded(tokens: int, grid: int = GRID) -> int:
+    return -(-tokens // grid) * grid
 
 
 def _buffer(like: torch.Tensor, capacity: int) -> torch.Tensor:

@@ -127,6 +127,7 @@ def _load(plan: Plan, wanted: Wanted, progress: Callable[[float], None]) -> tupl
     from transformers.utils import logging
 
     from cag_daemon.engine import weights as stored
+    from cag_daemon.engine.attention import install
     from cag_daemon.engine.quantized_weights import fill_quantized
     from cag_daemon.engine.tokenizer import load_tokenizer
 
@@ -147,6 +148,7 @@ def _load(plan: Plan, wanted: Wanted, progress: Callable[[float], None]) -> tupl
         for part in stored.fill(model, plan.weights, plan.dtype, place, folders.scale_block(plan.folder)):
             progress(part)
     model.tie_weights()
+    install(model)
     return _dispatched(model, plan), tokenizer
 
 

@@ -26,12 +26,13 @@ from cag_daemon.engine.cag import clean_up, generate_step, prefill
 from cag_daemon.engine.devices import device_failed, environment
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.engine.model import LoadedModel
+from cag_daemon.engine.widths import agreeing
 from cag_daemon.errors import one_line
 from cag_daemon.places import make_cache_folder, self_test_folder, self_test_folders
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 RESULT = "result.json"
 LAYERS = 2  # the others have the same shapes
 QUESTION, ANSWER = 7, 3  # tokens, in between
@@ -45,6 +46,7 @@ class Result:
         passed: a cache that is refreshed is a fresh one, bit for bit.
         model, device, dtype, threads: where.
         time: when, in seconds since 1970.
+        widths: of passes to verify drafts with, see `widths.agreeing`; empty: there are no drafts here.
     """
 
     passed: bool
@@ -53,6 +55,7 @@ class Result:
     dtype: str
     threads: int
     time: float
+    widths: tuple[int, ...] = ()
 
 
 def self_test(loaded: LoadedModel, cache_directory: str | None) -> Result:
@@ -69,6 +72,8 @@ def self_test(loaded: LoadedModel, cache_directory: str | None) -> Result:
             return kept
     try:
         passed = refreshed_is_fresh(loaded)
+        with _first_layers(loaded.model):
+            widths = agreeing(loaded, _cache(loaded.model, 0))
     except Exception as error:  # reading and answering will say what is wrong, if anything is
         if device_failed(error):
             raise
@@ -79,7 +84,7 @@ def self_test(loaded: LoadedModel, cache_directory: str | None) -> Result:
         )
         return Result(False, loaded.name, loaded.device, loaded.dtype, torch.get_num_threads(), time.time())
     threads = torch.get_num_threads()
-    result = Result(passed, loaded.name, loaded.device, loaded.dtype, threads, time.time())
+    result = Result(passed, loaded.name, loaded.device, loaded.dtype, threads, time.time(), widths)
     if not result.passed:
         log.warning(
             "On this machine a cache of %s that is refreshed is not bit for bit a fresh one: after every edit the "
@@ -141,14 +146,16 @@ def _first_layers(model: Any) -> Iterator[None]:
 
 KINDS: dict[str, type | tuple[type, ...]] = {
     **{"passed": bool, "model": str, "device": str, "dtype": str, "threads": int},
-    "time": (int, float),
+    **{"time": (int, float), "widths": list},
 }
 
 
 def _read(file: Path) -> Result | None:
     try:
         values = json.loads(file.read_text("utf-8"))
-        return Result(**values) if all(isinstance(values[name], kind) for name, kind in KINDS.items()) else None
+        if not all(isinstance(values[name], kind) for name, kind in KINDS.items()):
+            return None
+        return Result(**{**values, "widths": tuple(int(each) for each in values["widths"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None  # it is tested again
 

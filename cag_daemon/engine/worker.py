@@ -167,13 +167,15 @@ class Worker:
             from cag_daemon.engine.engine import Engine
             from cag_daemon.engine.self_test import self_test
 
+            tested = self_test(loaded, message.cache_directory)
             self._engine = Engine(
                 loaded,
                 lambda document: self._send(messages.Dropped(document)),
                 message.cache_directory,
                 message.cache_bytes,
-                self_test(loaded, message.cache_directory).passed,
+                tested.passed,
                 lambda document: self._send(messages.Dropped(document, wrong=True)),
+                tested.widths,
             )
             self._engine.limit(self._limit.memory_bytes)
         except RequestFailed as error:

@@ -22,6 +22,7 @@ from tests.models import random_mistral
 ENGINE = settings.get_profile("engine")
 WINDOWS = (None, 7)
 MODELS = {window: random_mistral(seed=3, sliding_window=window) for window in WINDOWS}
+PLAIN = {window: random_mistral(seed=3, sliding_window=window, packed=False) for window in WINDOWS}
 KINDS: dict[str, Callable[[Any], Cache]] = {"in place": InPlaceCache, "plain": lambda config: DynamicCache()}
 NEAR = 1e-4  # two logits this close may change places
 
@@ -61,6 +62,7 @@ def asks(draw: Any) -> tuple[list[int], int, int | None]:
 @given(
     window=st.sampled_from(WINDOWS),
     kind=st.sampled_from(sorted(KINDS)),
+    packed=st.booleans(),
     text=texts,
     chunk=st.sampled_from([1, 4, 16, 64]),
     stops=st.lists(st.integers(0, 12), max_size=3),
@@ -69,12 +71,13 @@ def asks(draw: Any) -> tuple[list[int], int, int | None]:
 def test_cached_is_uncached(
     window: int | None,
     kind: str,
+    packed: bool,
     text: list[int],
     chunk: int,
     stops: list[int],
     rounds: list[tuple[list[int], int, int | None]],
 ) -> None:
-    model = MODELS[window]
+    model = (MODELS if packed else PLAIN)[window]
     # 1. The document, read with interruptions.
     cache = KINDS[kind](model.config)
     for stop in stops:
