@@ -56,6 +56,7 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       speed           how fast this machine is, in about a second
       kv_cache        the cache layer that writes in place
       attention       packed grouped queries, keys up to a grid
+      linear          linear layers whose weights lie as the processor wants them
       drafts          how an answer may go on: copied from document, question and earlier answers
       widths          how many rows a pass may have, such that a row's bits stay the same
       quantize        linear layers whose weights are held in 8 or 4 bits

@@ -28,6 +28,7 @@ from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.errors import Stopped
 
 ShouldStop = Callable[[], bool]
+CHEAP = 4  # rows of a pass that take hardly longer than one: reading the weights takes the time
 
 
 def get_kv_cache(model: Any, tokenizer: Any, prompt: str) -> Cache:
@@ -163,7 +164,7 @@ class _Decoding:
     widths: tuple[int, ...]
     drafts: Drafts | None
     counts: DraftCounts
-    _level: int = 0  # of the widths, for the next draft: wider while drafts are right to their end
+    _level: int = 0  # of the drafts' widths: wider while they are right to their end
 
     def steps(self, input_ids: torch.Tensor, max_new_tokens: int, chunk_size: int | None) -> Iterator[int]:
         if max_new_tokens < 1:
@@ -189,12 +190,17 @@ class _Decoding:
                     self.drafts.add(token)
             found = self._next(found[-1], max_new_tokens - given)
 
+    @property
+    def _wide(self) -> tuple[int, ...]:
+        """The widths for drafts: up to four rows cost about as much as one."""
+        return tuple(each for each in self.widths if each >= CHEAP) or self.widths[-1:]
+
     def _next(self, token: int, room: int) -> list[int]:
         """Pass the last token, and a draft behind it; the tokens that follow are one more than were accepted."""
         if not self.widths:
             rows, draft = [token], []
         else:
-            width = self.widths[self._level]
+            width = self._wide[self._level]
             draft = self.drafts.propose(min(width, room) - 1) if self.drafts is not None else []
             width = next(each for each in self.widths if each > len(draft))
             rows = [token, *draft, *[token] * (width - 1 - len(draft))]  # the rest is for the width's sake
@@ -212,7 +218,7 @@ class _Decoding:
         self.counts.accepted += right
         if draft:
             wider = self._level + 1 if right == len(draft) else self._level - (right * 2 < len(draft))
-            self._level = min(max(wider, 0), len(self.widths) - 1)
+            self._level = min(max(wider, 0), len(self._wide) - 1)
         return found[: right + 1]
 
 

@@ -82,6 +82,8 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
     progress(0)
     import torch
 
+    from cag_daemon.engine.linear import pack_linears
+
     if wanted.threads:
         torch.set_num_threads(wanted.threads)
     plan = plan_for(wanted)
@@ -94,10 +96,15 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
     if plan.hopeless:
         raise OutOfMemory(f"{plan.numbers()}: {what_would_fit(wanted, plan)}.")
     name = plan.folder.name
+    packed = False
     try:
         with out_of_memory(f"The model {name} does not fit into the memory of {plan.where}: choose a smaller one."):
             rest = 100 - imported
             model, tokenizer = _load(plan, wanted, lambda part: progress(min(99, imported + int(part * rest))))
+            held = {id(each): each for each in model.state_dict(keep_vars=True).values()}  # what is tied, once
+            size, parameters = sum(each.nbytes for each in held.values()), _parameters(plan, model)
+            held.clear()
+            packed = pack_linears(model)
     except CagError:
         raise
     except Exception as error:
@@ -105,7 +112,6 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
             f"The model {name} in {plan.folder.path} could not be loaded ({one_line(error)}): "
             f"{folders.again(plan.folder)}."
         ) from error
-    held = {id(each): each for each in model.state_dict(keep_vars=True).values()}  # what is tied, once
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -113,13 +119,13 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
         why=plan.folder.why,
         device="+".join(dict.fromkeys(str(each.device) for each in model.parameters())),
         dtype=str(plan.dtype).removeprefix("torch."),
-        parameters=_parameters(plan, model),
-        bytes=sum(each.nbytes for each in held.values()),
+        parameters=parameters,
+        bytes=size,
         chunk=plan.chunk,
         context=folders.context_of(plan.folder),
         spec=folders.spec_of(plan.folder.path),
         quantization=plan.quantization,
-        key=_key(plan, model),
+        key=_key(plan, model, packed),
     )
 
 
@@ -204,7 +210,7 @@ def _by_module(places: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _key(plan: Plan, model: Any) -> str:
+def _key(plan: Plan, model: Any, packed: bool) -> str:
     """What decides about the bits: weights, tokenizer, how and on what they are held, kernels, versions, threads.
 
     Over several devices it is empty: where which layer lies is decided anew each time.
@@ -224,7 +230,7 @@ def _key(plan: Plan, model: Any) -> str:
     if device.type == "cuda":
         where = f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)} {torch.version.cuda}"
     how = [plan.folder.name, plan.where, where, str(plan.dtype), plan.quantization, plan.chunk, torch.get_num_threads()]
-    kernels = [model.config._attn_implementation, torch.__version__, transformers.__version__]
+    kernels = [model.config._attn_implementation, packed, torch.__version__, transformers.__version__]
     return json.dumps([stats, how, kernels])
 
 

@@ -15,8 +15,9 @@ from cag_daemon.engine.cag import clean_up, forward, prefill
 from cag_daemon.engine.kv_cache import GRID, InPlaceCache
 from cag_daemon.engine.model import LoadedModel
 
-CANDIDATES = (4, 8, 16, 32)
-TOKENS = 24  # that are decoded one by one, to compare with
+CANDIDATES = (1, 2, 4, 8, 16, 32)
+WORTH = 8  # rows: fewer at most are hardly worth drafting for
+TOKENS = 16  # that are decoded one by one, to compare with
 
 
 def agreeing(loaded: LoadedModel, cache: InPlaceCache) -> tuple[int, ...]:
@@ -36,10 +37,10 @@ def agreeing(loaded: LoadedModel, cache: InPlaceCache) -> tuple[int, ...]:
     for base in CANDIDATES:
         clean_up(cache, start)
         one_by_one = [_rows(loaded, cache, ids[start + at : start + at + 1], base) for at in range(TOKENS)]
-        wider = (width for width in CANDIDATES if width >= base)
-        found = tuple(width for width in wider if _agrees(loaded, cache, ids, start, width, one_by_one))
-        # Four rows alone are hardly worth a draft; eight are.
-        if base in found and (len(found) > 1 or base > min(CANDIDATES)):
+        found = tuple(
+            width for width in CANDIDATES if width >= base and _agrees(loaded, cache, ids, start, width, one_by_one)
+        )
+        if base in found and max(found) >= WORTH:
             return found
     return ()
 
@@ -54,14 +55,15 @@ def _agrees(
 ) -> bool:
     """Whether passes full of tokens, of which fewer and fewer are kept, give what passes of one token gave."""
     clean_up(cache, start)
-    for first, following in ((0, 3), (3, 7), (7, 8)):
-        clean_up(cache, start + first)
+    first = 0
+    for keep in (3, 4, 1):
         many = min(width, TOKENS - first)
         ours = _rows(loaded, cache, ids[start + first : start + first + many], width)
         for place, theirs in enumerate(wanted[first : first + many]):
             if any(not torch.equal(a[..., place : place + 1, :], b) for a, b in zip(ours, theirs, strict=True)):
                 return False
-        clean_up(cache, start + following)
+        first += min(keep, width)
+        clean_up(cache, start + first)
     return True
 
 

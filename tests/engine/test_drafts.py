@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -122,8 +121,7 @@ def test_an_answer_with_drafts_is_the_one_without_bit_for_bit(
     dtype: str, window: int | None, text: list[int], question: list[int], many: int, right: bool, wrong: set[int]
 ) -> None:
     (loaded, result), counts = model_of(dtype, window), DraftCounts()
-    if not result.widths:
-        pytest.skip("rows depend on each other on this machine: nothing is drafted here")
+    assert result.widths  # on every CPU that was tried
     plain, bits = decoded(loaded.model, text, question, many, widths=result.widths)
     drafts = Guesses(text, question, (), many)
     drafts.truth, drafts.wrong = (plain if right else ()), sorted(wrong)
@@ -159,8 +157,7 @@ TEXT = "The bakery on Mill Street opens at six. Anna bakes the rye bread. The ov
 def test_what_quotes_the_document_takes_few_passes() -> None:
     loaded = load_model("embedded")
     engine = Engine(loaded, widths=self_test(loaded, None).widths)
-    if not engine._widths:
-        pytest.skip("rows depend on each other on this machine: nothing is drafted here")
+    assert engine._widths  # on every CPU that was tried
     engine.prepare("d", "1", TEXT * 4)
     passes = []
     loaded.model.get_decoder().register_forward_hook(lambda *_: passes.append(1))
@@ -178,8 +175,7 @@ def test_what_quotes_the_document_takes_few_passes() -> None:
 def test_after_an_edit_the_previous_answer_is_the_first_draft() -> None:
     loaded, result = model_of("float32", None)
     engine = Engine(loaded, widths=result.widths)
-    if not result.widths:
-        pytest.skip("rows depend on each other on this machine: nothing is drafted here")
+    assert result.widths  # on every CPU that was tried
     engine.prepare("d", "1", "Once. " + TEXT)
     first = engine.ask("d", "Why?", max_new_tokens=20)
     again = engine.ask("d", "Why?", max_new_tokens=20)

@@ -1,0 +1,86 @@
+"""Linear layers whose weights lie in memory as the processor's product wants them: read once, in order.
+
+torch reorders a bfloat16 weight on a CPU for every product, or reads it as it lies, which takes up to twice as long.
+oneDNN gives the reordered weight to keep; it takes the original's place, so memory holds each weight once. The operators
+are torch's own and private: they are tried first, and where they are missing or compute something else, layers stay as
+they are. Only bfloat16: in float32 nothing was won.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from torch.nn.functional import linear
+
+from cag_daemon.engine.memory import trim
+
+log = logging.getLogger(__name__)
+ROWS = (1, 4, 8, 128)  # that are tried
+NEAR = 0.01  # of a product's norm; bfloat16 itself makes a half of it
+
+
+class PackedLinear(torch.nn.Module):
+    """A linear layer without bias, on a CPU, its weight [out, in] as oneDNN wants it."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = None
+        self._packed = _pack(weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product with x [..., in]."""
+        return _product(x, self._packed)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, packed"
+
+
+def pack_linears(model: torch.nn.Module) -> bool:
+    """Have the linear layers of a model packed, one by one, where that is possible; whether any is."""
+    tied = {id(each.weight) for each in model.modules() if isinstance(each, torch.nn.Embedding)}
+    found = False
+    # No list of layers: it would keep the weights that are to go.
+    for parent in [each for each in model.modules() if type(each) is not torch.nn.Linear]:
+        for name in [name for name, _ in parent.named_children()]:
+            layer = getattr(parent, name)
+            if type(layer) is not torch.nn.Linear or layer.bias is not None or id(layer.weight) in tied:
+                continue
+            weight = layer.weight
+            if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and packs():
+                setattr(parent, name, PackedLinear(weight.detach()))
+                found = True
+                del layer, weight
+                trim()
+    return found
+
+
+@functools.cache
+def packs() -> bool:
+    """Whether the operators are here, and compute what a plain product does."""
+    random = torch.Generator().manual_seed(0)
+    weight = torch.rand((160, 96), generator=random).sub_(0.5).bfloat16()
+    try:
+        packed = _pack(weight)
+        for rows in ROWS:
+            x = torch.rand((1, rows, 96), generator=random).sub_(0.5).bfloat16()
+            plain = linear(x, weight)
+            if (_product(x, packed) - plain).float().norm() > NEAR * plain.float().norm():
+                raise RuntimeError("the products differ")
+    except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
+        log.info("Linear layers are not packed here: %s", error)
+        return False
+    return True
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
+    return packed
+
+
+def _product(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    return product
