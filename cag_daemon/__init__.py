@@ -38,6 +38,7 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       keeping         what is cached and what is on disk, kept alike: restored, verified, written
       store           KV segments on disk
       self_test       does a refreshed cache have the bits of a fresh one here? tried once, before it is relied on
+      typed           a question that is still being typed, read behind its document
       fitting         whether a text fits: how many tokens a document may have
       answer_text     from tokens to text while they still come
       prompt          the one template: document prefix and question suffix, as token ids

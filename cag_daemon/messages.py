@@ -82,6 +82,18 @@ class Ask(Message):
 
 
 @dataclass(frozen=True)
+class Typing(Message):
+    """Somebody types a question about that document, so far: read it meanwhile, if there is nothing else to do.
+
+    It has no end, and may be left undone.
+    """
+
+    document: str
+    question: str
+    selection: str | None
+
+
+@dataclass(frozen=True)
 class Cancel(Message):
     """Stop that job, begun or not. It ends with ``Halted``, if it had not ended before."""
 

@@ -173,13 +173,14 @@ class _Decoding:
         # 1. Room for all that may come: no step allocates.
         widest = max(self.widths, default=1)
         _reserve(cache, cache.get_seq_length() + input_ids.shape[1] + max_new_tokens + widest)
-        # 2. The input, in pieces; only the last position's logits are ever made.
-        *pieces, last = torch.split(input_ids, chunk_size or default_chunk(model.device, model.dtype), dim=1)
+        # 2. The input; only of its last piece are logits made.
+        chunk = chunk_size or default_chunk(model.device, model.dtype)
+        *pieces, last = split_question(input_ids, chunk, self.widths)
         for piece in pieces:
-            forward(model.get_decoder(), piece, cache, self.should_stop)
-        logits = forward(model, last, cache, self.should_stop, logits_to_keep=1).logits
+            _pass(model.get_decoder(), piece, cache, self.should_stop, self.widths)
+        logits = _pass(model, last, cache, self.should_stop, self.widths).logits
         # 3. Tokens, and the pass that the last of them is the input of.
-        ends, given, found = end_tokens(model), 0, [int(logits[:, -1:].argmax(-1))]
+        ends, given, found = end_tokens(model), 0, [int(logits[0, min(last.shape[1], logits.shape[1]) - 1].argmax(-1))]
         while True:
             for token in found:
                 yield token
@@ -220,6 +221,54 @@ class _Decoding:
             wider = self._level + 1 if right == len(draft) else self._level - (right * 2 < len(draft))
             self._level = min(max(wider, 0), len(self._wide) - 1)
         return found[: right + 1]
+
+
+def split_question(input_ids: torch.Tensor, chunk_size: int, widths: Sequence[int]) -> list[torch.Tensor]:
+    """A question in pieces: whole chunks, and what is left in passes of widths that agree.
+
+    So the bits of what is left do not depend on where it was read in the midst of, see `read_question`.
+    """
+    if not widths:
+        return list(torch.split(input_ids, chunk_size, dim=1))
+    whole = in_chunks(input_ids.shape[1], chunk_size)
+    pieces = list(torch.split(input_ids[:, :whole], chunk_size, dim=1)) if whole else []
+    return pieces + (list(torch.split(input_ids[:, whole:], max(widths), dim=1)) if whole < input_ids.shape[1] else [])
+
+
+def in_chunks(tokens: int, chunk_size: int) -> int:
+    """How many of a question's tokens are read in whole chunks."""
+    return tokens // chunk_size * chunk_size
+
+
+def read_question(
+    model: Any,
+    input_ids: torch.Tensor,
+    past_key_values: Cache,
+    *,
+    chunk_size: int,
+    widths: Sequence[int],
+    should_stop: ShouldStop | None = None,
+) -> None:
+    """Read a question, or its beginning, as `generate_step` does before it decodes.
+
+    Raises:
+        Stopped: ``should_stop`` said so; the cache ends with the last whole piece.
+    """
+    for piece in split_question(_one_sequence(input_ids, model), chunk_size, widths):
+        _pass(model.get_decoder(), piece, past_key_values, should_stop, widths)
+
+
+def _pass(module: Any, piece: torch.Tensor, cache: Cache, should_stop: ShouldStop | None, widths: Sequence[int]) -> Any:
+    """Pass a piece, filled up to a width where it is not a whole chunk; its logits are its first rows."""
+    tokens = piece.shape[1]
+    width = next((each for each in widths if each >= tokens), tokens)
+    kept = {} if module is module.get_decoder() else {"logits_to_keep": width if widths and width in widths else 1}
+    if width > tokens:
+        piece = torch.cat([piece, piece[:, -1:].expand(-1, width - tokens)], 1)
+    before = cache.get_seq_length()
+    found = forward(module, piece, cache, should_stop, **kept)
+    clean_up(cache, before + tokens)
+    return found
 
 
 def end_tokens(model: Any) -> frozenset[int]:

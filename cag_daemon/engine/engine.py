@@ -21,6 +21,7 @@ from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
 from cag_daemon.engine.memory import QUESTION_ROOM, free, out_of_memory
 from cag_daemon.engine.model import LoadedModel
 from cag_daemon.engine.prompt import PromptTemplate
+from cag_daemon.engine.typed import Typed
 from cag_daemon.errors import ModelFailed, OutOfMemory, Postponed, QuestionTooLong
 
 REMEMBERED = 64  # answers, to be drafts when the same is asked again
@@ -86,6 +87,7 @@ class Engine:
         self.loaded = loaded
         self._exact, self._on_wrong, self._widths = exact, on_wrong, widths
         self._answers: OrderedDict[tuple[str, tuple[int, ...]], list[int]] = OrderedDict()
+        self._typed = Typed(loaded, widths)
         self.keeping: Keeping | None = None
         self.keep(keep_in, keep_bytes)
         on = {each.device for each in loaded.model.parameters()} - {torch.device("meta")}
@@ -131,6 +133,7 @@ class Engine:
             OutOfMemory, Stopped, Postponed: the previous cache is as it was.
         """
         began = time.monotonic()
+        self._typed.forget()
         # 1. The ids, if they fit.
         template = self._template(system_prompt)
         held = self._caches.budget // self._bytes_per_token
@@ -205,13 +208,16 @@ class Engine:
         if self._widths:
             drafts = Drafts(cached.text.ids, ids, self._answers.get(asked, ()), most)
         reading = cache.ids  # of a newer text, it may be, which is gone on with afterwards
+        if reading != cached.text.ids:
+            self._typed.forget()
+        read = self._typed.take(cache, ids)
         whole = cache.turn_to(cached.text.ids)
         assert whole == origin, "what answers is held whole"
         try:
             with out_of_memory("Memory ran out while answering: close other programs, or choose a smaller model."):
                 for token in generate_step(
                     model,
-                    torch.tensor([ids]),
+                    torch.tensor([ids[read:]]),
                     cache.buffer,
                     max_new_tokens=most,
                     should_stop=should_stop,
@@ -241,12 +247,24 @@ class Engine:
         if len(self._answers) > REMEMBERED:
             self._answers.popitem(last=False)
 
+    def typing(self, document: str, question: str, selection: str | None, should_stop: ShouldStop) -> None:
+        """Read what has been typed of a question, if the document is cached; see `Typed`."""
+        cached = self._caches.get(document)
+        if cached is not None and cached.cache.ids == cached.text.ids:
+            with out_of_memory("Memory ran out while reading a question."):
+                self._typed.read(cached.cache, cached.text.template.question_ids(question, selection), should_stop)
+
+    def quiet(self) -> None:
+        """Nobody has typed for a while: caches hold their documents, and nothing behind them."""
+        self._typed.forget()
+
     def forget(self, document: str, write: bool = False) -> None:
         """Drop what is cached of that document.
 
         Args:
             write: first write down what is to be on disk, as far as a second is enough.
         """
+        self._typed.forget()
         if write:
             self._leaving(document)
         self._caches.forget(document)
@@ -284,6 +302,7 @@ class Engine:
 
     def limit(self, memory_bytes: int | None) -> None:
         """Set how many bytes all caches may take together; None: half of what was free after loading."""
+        self._typed.forget()
         self._caches.budget = self._half_of_free if memory_bytes is None else memory_bytes
         self._caches.make_room(0)
 

@@ -1,9 +1,9 @@
 """Linear layers whose weights lie in memory as the processor's product wants them: read once, in order.
 
 torch reorders a bfloat16 weight on a CPU for every product, or reads it as it lies, which takes up to twice as long.
-oneDNN gives the reordered weight to keep; it takes the original's place, so memory holds each weight once. The operators
-are torch's own and private: they are tried first, and where they are missing or compute something else, layers stay as
-they are. Only bfloat16: in float32 nothing was won.
+oneDNN gives the reordered weight to keep; it takes the place of the original, and memory holds each weight once.
+The operators are torch's own and private: they are tried first, and where they are missing or wrong, layers
+stay as they are. Only bfloat16: in float32 nothing was won.
 """
 
 from __future__ import annotations

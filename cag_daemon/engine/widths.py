@@ -16,8 +16,9 @@ from cag_daemon.engine.kv_cache import GRID, InPlaceCache
 from cag_daemon.engine.model import LoadedModel
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
+SMALL = 100_000_000  # parameters up to which 16 rows take hardly longer than one
+OF_SMALL = (16, 32, 64)  # what is tried first there
 WORTH = 8  # rows: fewer at most are hardly worth drafting for
-TOKENS = 16  # that are decoded one by one, to compare with
 
 
 def agreeing(loaded: LoadedModel, cache: InPlaceCache) -> tuple[int, ...]:
@@ -27,22 +28,40 @@ def agreeing(loaded: LoadedModel, cache: InPlaceCache) -> tuple[int, ...]:
         loaded: a model of few layers: others of the same shapes compute in the same way.
         cache: an empty one, for as many layers.
     """
+    most = max(*CANDIDATES, *OF_SMALL)
     # Around a multiple of the grid, where passes of different widths are given different numbers of keys.
-    start = max(GRID, min(loaded.chunk, loaded.context // 2) // GRID * GRID) - TOKENS // 3
-    if start + TOKENS + max(CANDIDATES) > loaded.context:
+    start = max(GRID, min(loaded.chunk, loaded.context // 2) // GRID * GRID) - 7
+    if start + 2 * most > loaded.context:
         return ()
     vocabulary = min(len(loaded.tokenizer), int(loaded.model.config.get_text_config(decoder=True).vocab_size))
-    ids = torch.randint(3, vocabulary, (start + TOKENS + max(CANDIDATES),), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(3, vocabulary, (start + most,), generator=torch.Generator().manual_seed(1))
     prefill(loaded.model, ids[None, :start], cache, chunk_size=loaded.chunk)
-    for base in CANDIDATES:
-        clean_up(cache, start)
-        one_by_one = [_rows(loaded, cache, ids[start + at : start + at + 1], base) for at in range(TOKENS)]
-        found = tuple(
-            width for width in CANDIDATES if width >= base and _agrees(loaded, cache, ids, start, width, one_by_one)
-        )
-        if base in found and max(found) >= WORTH:
+    tried = [tuple(each for each in CANDIDATES if each >= base) for base in CANDIDATES if base <= WORTH]
+    for widths in [OF_SMALL, *tried] if loaded.parameters < SMALL else tried:
+        if found := _among(loaded, cache, ids, start, widths):
             return found
     return ()
+
+
+def _among(
+    loaded: LoadedModel, cache: InPlaceCache, ids: torch.Tensor, start: int, widths: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Those that agree with the first of them, if that is worth anything."""
+    # 1. One row alone finds out most of those that do not, at little cost.
+    clean_up(cache, start)
+    wanted = _rows(loaded, cache, ids[start : start + 1], widths[0])
+    near = []
+    for width in widths:
+        clean_up(cache, start)
+        if all(map(torch.equal, _rows(loaded, cache, ids[start : start + 1], width), wanted)):
+            near.append(width)
+    if max(near, default=0) < WORTH:
+        return ()
+    # 2. What is decoded one by one, and every row of passes full of tokens beside it.
+    clean_up(cache, start)
+    one_by_one = [_rows(loaded, cache, ids[at : at + 1], widths[0]) for at in range(start, start + max(near))]
+    found = tuple(width for width in near if _agrees(loaded, cache, ids, start, width, one_by_one))
+    return found if widths[0] in found and max(found) >= WORTH else ()
 
 
 def _agrees(
@@ -57,7 +76,7 @@ def _agrees(
     clean_up(cache, start)
     first = 0
     for keep in (3, 4, 1):
-        many = min(width, TOKENS - first)
+        many = min(width, len(wanted) - first)
         ours = _rows(loaded, cache, ids[start + first : start + first + many], width)
         for place, theirs in enumerate(wanted[first : first + many]):
             if any(not torch.equal(a[..., place : place + 1, :], b) for a, b in zip(ours, theirs, strict=True)):

@@ -61,6 +61,7 @@ class Worker:
         self._engine: Engine | None = None
         self._load_error: RequestFailed | None = None
         self._limit = Limit(None)
+        self._typing: messages.Typing | None = None  # the newest that was not looked at
 
     def run(self) -> None:
         """Serve until the pipe ends; never returns."""
@@ -71,11 +72,15 @@ class Worker:
     def _next(self) -> Message:
         """The next message; while none comes, what is cached is brought to the disk, a little at a time."""
         while True:
+            if self._typing is not None and self._inbox.empty():
+                self._read_typed()
             keeping = self._engine.keeping if self._engine is not None else None
             if keeping is None or not keeping.busy:
                 return self._inbox.get()
             with suppress(queue.Empty):
                 return self._inbox.get(timeout=QUIET_SECONDS)
+            assert self._engine is not None
+            self._engine.quiet()
             while keeping.busy and self._inbox.empty():
                 keeping.work(lambda: not self._inbox.empty())
 
@@ -119,6 +124,8 @@ class Worker:
             self._limit = message
             if self._engine:
                 self._engine.limit(message.memory_bytes)
+        elif isinstance(message, messages.Typing):
+            self._typing = message
         elif isinstance(message, messages.Keep) and self._engine:
             self._engine.keep(message.cache_directory, message.cache_bytes)
         elif isinstance(message, messages.Saved) and self._engine:
@@ -235,6 +242,20 @@ class Worker:
         )
         return messages.Answered(message.job, **asdict(answer))
 
+    def _read_typed(self) -> None:
+        """What is typed is read until anything else comes."""
+        typing, self._typing = self._typing, None
+        try:
+            if self._engine is not None and typing is not None:
+                self._engine.typing(typing.document, typing.question, typing.selection, lambda: not self._inbox.empty())
+        except Exception as error:  # the question will say what is wrong, if anything is
+            if device_failed(error):
+                log.error("The device failed: %s", one_line(error))
+                os._exit(messages.DEVICE_FAILED)
+            log.info("A question that is being typed could not be read: %s", one_line(error))
+            if self._engine is not None:
+                self._engine.quiet()
+
     def _meanwhile(self, reading: Prepare) -> None:
         """Between two chunks of a document: all that needs no reading."""
         engine = self._whole_engine()
@@ -249,7 +270,8 @@ class Worker:
                         self._cancelled.add(each.job)
             ready = isinstance(message, Ask) and engine.has(message.document)
             cancelled = getattr(message, "job", None) in self._cancelled
-            if ready or cancelled or isinstance(message, Forget | Limit | messages.Keep | messages.Saved):
+            now = Forget | Limit | messages.Keep | messages.Saved | messages.Typing
+            if ready or cancelled or isinstance(message, now):
                 self._serve(message)
             else:
                 self._waiting.append(message)

@@ -423,6 +423,11 @@ class Seat:
         if self._shared is not None:
             self._shared.turns.look()
 
+    def typing(self, typed: messages.Typing) -> None:
+        """A question about a document is being typed: a hint, if there is a model to read it."""
+        if self._shared is not None and self._shared.backend.model is not None:
+            self._shared.backend.send(dataclasses.replace(typed, document=self.name_of(typed.document)))
+
     def tell_saved(self, document: str, version: str, file: str) -> None:
         """What is cached of that document is what its file says."""
         if self._shared is not None and self.guest.settings.kept_in is not None:

@@ -18,7 +18,7 @@ from cag_daemon.text import Text, normalise
 PROTOCOL_VERSION = 1
 FEATURES = (
     *("ask", "citations", "commands", "locate", "partial", "previous"),
-    *("refresh", "selection", "short", "status", "unload"),
+    *("refresh", "selection", "short", "status", "typing", "unload"),
 )
 
 ASK = "cag/ask"
@@ -26,6 +26,7 @@ STATUS = "cag/status"
 REFRESH = "cag/refresh"
 LOCATE = "cag/locate"
 UNLOAD = "cag/unload"
+TYPING = "cag/typing"
 PARTIAL = "cag/partial"
 STATUS_CHANGED = "cag/statusChanged"
 DOCUMENT_CHANGED = "cag/documentChanged"
@@ -85,6 +86,18 @@ class AskParams(_Params):
         if not question:
             raise InvalidParams("question: it is blank; ask something.", parameter="question")
         return self.model_copy(update={"question": question})
+
+
+class TypingParams(_Params):
+    """Params of ``cag/typing``."""
+
+    question: str
+    document: str | None = None
+    selection: Selection | None = None
+
+    def checked(self) -> TypingParams:
+        """These params, the question as ``cag/ask`` would have it."""
+        return self.model_copy(update={"question": normalise(self.question).strip()})
 
 
 class RefreshParams(_Params):

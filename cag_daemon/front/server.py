@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +22,7 @@ from pygls.protocol import default_converter, lsp_method
 
 from cag_daemon import __version__
 from cag_daemon.config import Problem, Settings, resolve
-from cag_daemon.errors import CancelledByDaemon, InvalidParams
+from cag_daemon.errors import CagError, CancelledByDaemon, InvalidParams
 from cag_daemon.front import neighbours, protocol
 from cag_daemon.front.announce import Announcer
 from cag_daemon.front.commands import Commands, file_path, plain_range
@@ -36,6 +37,7 @@ from cag_daemon.front.protocol import (
     RefreshParams,
     RefreshResult,
     Status,
+    TypingParams,
     parse,
 )
 from cag_daemon.front.session import GIVEN_UP, Session
@@ -131,6 +133,11 @@ class CagProtocol(Protocol):
     async def cag_locate(self, params: Any) -> LocateResult:
         """Where words stand now."""
         return await self._server.locate(params)
+
+    @lsp_method(protocol.TYPING)
+    def cag_typing(self, params: Any) -> None:
+        """A question is being typed."""
+        self._server.typing(params)
 
     @lsp_method(protocol.UNLOAD)
     async def cag_unload(self, params: Any) -> dict[str, Any]:
@@ -343,6 +350,15 @@ class CagServer(QuietServer):
         if path is None:
             raise InvalidParams(f"document: {uri!r} is no file's URI; send one that begins with file://.", "document")
         return session.select(path)
+
+    def typing(self, params: Any) -> None:
+        """``cag/typing``: a hint, to which nothing is said, whatever is wrong with it."""
+        if self._starting is None or not self._starting.done() or self.session.over:
+            return
+        with suppress(CagError):
+            typed = parse(TypingParams, params).checked()
+            if typed.question:
+                self.session.typing(typed, self.document(self.session, typed.document))
 
     async def refresh(self, params: Any) -> RefreshResult:
         """``cag/refresh``."""

@@ -20,7 +20,17 @@ from cag_daemon.errors import CancelledByDaemon, DocumentNotFound, InvalidParams
 from cag_daemon.front.backend import WorkerGone
 from cag_daemon.front.document import Document, OpenFile, file_key
 from cag_daemon.front.pool import Pool
-from cag_daemon.front.protocol import AskParams, AskResult, Client, LocateResult, RefreshResult, ask_result, cite
+from cag_daemon.front.protocol import (
+    AskParams,
+    AskResult,
+    Client,
+    LocateResult,
+    RefreshResult,
+    Selection,
+    TypingParams,
+    ask_result,
+    cite,
+)
 from cag_daemon.front.reader import Reader, cost_of
 from cag_daemon.front.watch import Watcher
 from cag_daemon.text import Buffer, Text, normalise
@@ -328,15 +338,19 @@ class Session:
                 model.reads if model is not None else None,
             )
 
+    def typing(self, params: TypingParams, document: Document) -> None:
+        """A question is being typed: have it read behind the document meanwhile, if that is read whole."""
+        if document.is_held(self.settings.system_prompt):
+            self.backend.typing(messages.Typing(document.uri, params.question, _words(params.selection)))
+
     async def _answer(
         self, params: AskParams, document: Document, on_event: Callable[[messages.Message], None]
     ) -> messages.Answered:
-        selection = normalise(params.selection.text).strip() if params.selection is not None else ""
         question = messages.Ask(
             job=0,
             document=document.uri,
             question=params.question,
-            selection=selection or None,
+            selection=_words(params.selection),
             max_new_tokens=params.maxNewTokens or self.settings.max_new_tokens,
         )
         while True:
@@ -510,3 +524,8 @@ class Session:
             document.due = due and document.known is not None
         self.reader.next()
         self._on_status()
+
+
+def _words(selection: Selection | None) -> str | None:
+    """What is given to the model of a selection; None: there is nothing in it."""
+    return (normalise(selection.text).strip() or None) if selection is not None else None

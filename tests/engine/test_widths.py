@@ -9,7 +9,7 @@ import torch
 
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.engine.model import load_model
-from cag_daemon.engine.widths import CANDIDATES, agreeing
+from cag_daemon.engine.widths import CANDIDATES, OF_SMALL, agreeing
 from tests.models import embedded_tokenizer, loaded_random
 
 TOKENIZER = embedded_tokenizer()
@@ -23,7 +23,7 @@ def test_what_is_shipped_is_drafted() -> None:
     """On every CPU that was tried."""
     widths = found(load_model("embedded"))
     assert widths
-    assert list(widths) == sorted(set(widths) & set(CANDIDATES))
+    assert list(widths) == sorted(set(widths) & {*CANDIDATES, *OF_SMALL})
 
 
 @pytest.mark.parametrize("wrong", [4, 8, 16, 32])

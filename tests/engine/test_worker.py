@@ -34,6 +34,7 @@ from cag_daemon.messages import (
     Prepare,
     Prepared,
     Reading,
+    Typing,
 )
 from tests.models import save_model
 
@@ -160,6 +161,25 @@ def test_a_question(embedded: Process) -> None:
     assert (answered.version, answered.text, answered.finish_reason) == ("v2", "Anna bakes the rye bread.", "stop")
     assert "".join(piece.text for piece in embedded.of(job, Piece)) == answered.text
     assert [type(each) for each in embedded.of(job, Message)][:3] == [Began, FirstToken, Piece]
+
+
+def test_what_is_typed_is_read_and_nothing_is_said_of_it(embedded: Process) -> None:
+    embedded.send(Typing, "nobody's", "Who?", None)
+    prepared = embedded.next(prepare(embedded, document="typed"))
+    for words in (
+        "Who",
+        "Who bakes",
+        "Who bakes the rye bread?",
+        "Who bakes the rye bread?" * 500,
+        "Who bakes the rye",
+    ):
+        embedded.send(Typing, "typed", words, None)
+    embedded.send(Typing, "typed", "Who bakes it?", "The rye bread.")
+    said = len(embedded.said)
+    answered = embedded.next(ask(embedded, document="typed"))
+    assert (answered.text, answered.cached) == ("Anna bakes the rye bread.", prepared.tokens)
+    assert {type(each) for each in embedded.said[said:]} == {Began, FirstToken, Piece, Answered}
+    embedded.send(Forget, "typed")
 
 
 def test_progress_is_told_and_not_too_often(embedded: Process) -> None:

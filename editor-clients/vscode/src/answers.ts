@@ -3,7 +3,15 @@
 import * as vscode from 'vscode';
 import type { Daemon } from './daemon';
 import { failure, type Failure } from './errors';
-import { METHOD, MOST_NEW_TOKENS, type AskParams, type AskResult, type DocumentStatus, type Selection } from './protocol';
+import {
+  METHOD,
+  MOST_NEW_TOKENS,
+  type AskParams,
+  type AskResult,
+  type DocumentStatus,
+  type Selection,
+  type TypingParams,
+} from './protocol';
 
 /** A question that would wait longer may be answered from the earlier version. */
 export const PATIENCE_MS = 5000;
@@ -126,6 +134,14 @@ export class Answers implements vscode.Disposable {
       this.look();
     }
     return answer;
+  }
+
+  /** A question is being typed: the daemon may read it already. */
+  typing(question: string, { selection, about }: Pick<AskOptions, 'selection' | 'about'> = {}): void {
+    if (question.trim()) {
+      const params: TypingParams = { question, ...(selection && { selection }), ...(about && { document: about }) };
+      this.daemon.hint('typing', METHOD.typing, params);
+    }
   }
 
   /** Stop one answer, or all that are under way. What has come of them stays. */

@@ -11,7 +11,7 @@ import { host } from './host';
 import { activeFile, askFor, chooseFile, currentFile, selected } from './inputs';
 import { menu } from './menu';
 import type { PopUps } from './popups';
-import { METHOD, type RefreshResult } from './protocol';
+import { METHOD, type RefreshResult, type Selection } from './protocol';
 import { answerReport, debugInformation } from './report';
 import { SECTION, documentSetting, openSettings } from './settings';
 import type { AnswersView } from './view';
@@ -39,6 +39,12 @@ export function commands({ answers, citations, daemon, log, popUps, view, id: ex
   async function ask(question: string, options: AskOptions = {}): Promise<Answer> {
     await view().show();
     return answers.ask(question, { about: currentFile(), ...options });
+  }
+
+  /** What is told with each key of a question. */
+  function typing(selection?: Selection): (words: string) => void {
+    const about = currentFile();
+    return (words) => answers.typing(words, { selection, about });
   }
 
   /** Do what fails with a sentence for the user. */
@@ -80,7 +86,7 @@ export function commands({ answers, citations, daemon, log, popUps, view, id: ex
 
   const all: Commands = {
     ask: async (question) => {
-      const words = typeof question === 'string' ? question : await askFor('What do you want to know?');
+      const words = typeof question === 'string' ? question : await askFor('What do you want to know?', typing());
       return words && ask(words);
     },
 
@@ -89,7 +95,8 @@ export function commands({ answers, citations, daemon, log, popUps, view, id: ex
       if (!selection) {
         return vscode.window.showInformationMessage('Select some text first, then ask about it.');
       }
-      const words = typeof question === 'string' ? question : await askFor('What do you want to know about the selection?');
+      const words =
+        typeof question === 'string' ? question : await askFor('What do you want to know about the selection?', typing(selection));
       return words && ask(words, { selection });
     },
 

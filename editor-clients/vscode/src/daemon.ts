@@ -127,6 +127,13 @@ export class Daemon implements vscode.Disposable {
     }
   }
 
+  /** Tell a daemon that runs something that it need not answer; one that does not know the feature hears nothing. */
+  hint(feature: string, method: string, params: object): void {
+    if (this.client && this.said.features?.includes(feature)) {
+      void this.client.sendNotification(method, params).catch(() => undefined);
+    }
+  }
+
   // ── start and end ──
 
   /** The client of a running daemon: the one that there is, or a new one. */

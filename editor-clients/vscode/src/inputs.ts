@@ -4,9 +4,17 @@ import * as vscode from 'vscode';
 import { folders } from './document';
 import type { Selection } from './protocol';
 
-/** A question typed into a box; undefined: none. */
-export async function askFor(prompt: string): Promise<string | undefined> {
-  const words = await vscode.window.showInputBox({ prompt, placeHolder: 'A question about the document', ignoreFocusOut: true });
+/**
+ * A question typed into a box; undefined: none.
+ *
+ * @param typing Told what is in the box, with each key.
+ */
+export async function askFor(prompt: string, typing: (words: string) => void): Promise<string | undefined> {
+  const validateInput = (words: string): undefined => {
+    typing(words);
+  };
+  const placeHolder = 'A question about the document';
+  const words = await vscode.window.showInputBox({ prompt, placeHolder, ignoreFocusOut: true, validateInput });
   return words?.trim() ? words : undefined;
 }
 

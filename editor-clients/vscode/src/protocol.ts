@@ -13,6 +13,7 @@ export const METHOD = {
   refresh: 'cag/refresh',
   locate: 'cag/locate',
   unload: 'cag/unload',
+  typing: 'cag/typing',
   partial: 'cag/partial',
   statusChanged: 'cag/statusChanged',
 } as const;
@@ -45,6 +46,13 @@ export interface AskParams {
   selection?: Selection;
   maxNewTokens?: number;
   whileRefreshing?: 'wait' | 'previous';
+}
+
+/** A hint that nobody answers. */
+export interface TypingParams {
+  question: string;
+  document?: string;
+  selection?: Selection;
 }
 
 export interface Citation {

@@ -4,6 +4,7 @@ import * as crypto from 'node:crypto';
 import * as vscode from 'vscode';
 import type { Answers } from './answers';
 import type { Daemon } from './daemon';
+import { currentFile } from './inputs';
 import type { FromPage, ToPage } from './page/messages';
 import { shown } from './shown';
 
@@ -76,6 +77,7 @@ export class AnswersView implements vscode.WebviewViewProvider, vscode.Disposabl
         break;
       case 'draft':
         this.draft = message.draft;
+        this.answers.typing(message.draft, { about: currentFile() });
         break;
       case 'ask':
         void this.run('ask', message.question);

@@ -60,6 +60,27 @@ export const cases: Case[] = [
     },
   ],
   [
+    'ask: what is typed is told to a daemon that wants to hear it',
+    async () => {
+      const { answers, daemon } = api();
+      const told: unknown[] = [];
+      const { hint } = daemon;
+      daemon.hint = (feature, method, params) => {
+        told.push([feature, method, params]);
+        hint.call(daemon, feature, method, params);
+      };
+      try {
+        const about = vscode.Uri.file(env('TEST_EXAMPLE')).toString();
+        answers.typing('Who', { about });
+        answers.typing('  ');
+        assert.deepEqual(told, [['typing', 'cag/typing', { question: 'Who', document: about }]]);
+      } finally {
+        daemon.hint = hint;
+      }
+      assert.equal((await ask(LATHE)).text, DONOR);
+    },
+  ],
+  [
     'trust: a citation jumps to its words',
     async () => {
       const answer = await ask(LATHE);

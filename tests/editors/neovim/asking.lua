@@ -395,6 +395,20 @@ t.case('<Plug>(cag-ask) asks about what is selected at this moment', function()
   vim.cmd('edit!')
 end)
 
+t.case('each key of a question is told to the daemon, which may read it already', function()
+  local client = require('cag.client')
+  local hint, told = client.hint, {}
+  client.hint = function(asked, feature, method, params)
+    table.insert(told, params.question)
+    t.is({ feature, method, params.selection }, { 'typing', 'cag/typing' })
+    hint(asked, feature, method, params)
+  end
+  t.type(':Cag<CR>Who<BS><Esc>')
+  t.type(':echo 1<CR>')
+  client.hint = hint
+  t.is(told, { 'W', 'Wh', 'Who', 'Wh' })
+end)
+
 t.case('without words the question is asked for; no words are no question', function()
   local input = vim.ui.input
   local count = #require('cag.answers').list

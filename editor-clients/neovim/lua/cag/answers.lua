@@ -214,6 +214,21 @@ function M.ask(question, options)
   return answer
 end
 
+--- A question is being typed: the daemon may read it already.
+---@param words string
+---@param options cag.AskOptions
+---@param bufnr integer
+function M.typing(words, options, bufnr)
+  local asked = vim.trim(words) ~= '' and client.running(bufnr)
+  if asked then
+    client.hint(asked, 'typing', protocol.METHODS.typing, {
+      question = words,
+      document = options.document or document_of(bufnr, asked),
+      selection = options.selection,
+    })
+  end
+end
+
 --- Stop the answer that is running.
 ---@return boolean stopped
 function M.stop()

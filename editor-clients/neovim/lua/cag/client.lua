@@ -238,6 +238,19 @@ function M.request(client, method, params, callback)
   return request_id
 end
 
+--- Tell a daemon that runs something that it need not answer; one without that feature hears nothing.
+---@param client vim.lsp.Client
+---@param feature string
+---@param method string
+---@param params table
+function M.hint(client, feature, method, params)
+  local said = records[client.id] and records[client.id].experimental
+  local features = said and type(said.features) == 'table' and said.features or {}
+  if vim.tbl_contains(features, feature) and not call(client, 'is_stopped') then
+    call(client, 'notify', method, params)
+  end
+end
+
 ---@param client_id integer
 ---@param request_id integer
 function M.cancel(client_id, request_id)

@@ -34,6 +34,23 @@ function M.setup(options)
   require('cag.client').push_settings()
 end
 
+--- Tell the daemon, with each key, what is typed at the prompt: it reads the question meanwhile. A prompt that a plugin
+--- has put in place of Neovim's own is not heard.
+---@param options cag.AskOptions
+---@return fun() stop
+local function tell_typing(options)
+  local bufnr = vim.api.nvim_get_current_buf()
+  local id = vim.api.nvim_create_autocmd('CmdlineChanged', {
+    pattern = '@',
+    callback = function()
+      answers().typing(vim.fn.getcmdline(), options, bufnr)
+    end,
+  })
+  return function()
+    pcall(vim.api.nvim_del_autocmd, id)
+  end
+end
+
 --- Ask a question and show its answer. Without one you are asked for it; in Visual mode it is about what is selected.
 ---@param question? string
 ---@param options? cag.AskOptions
@@ -49,7 +66,9 @@ function M.ask(question, options)
     return
   end
   local prompt = options.selection and 'Ask about the selection: ' or 'Ask the document: '
+  local stop = tell_typing(options)
   vim.ui.input({ prompt = prompt }, function(words)
+    stop()
     if words and vim.trim(words) ~= '' then
       answers().ask(words, options)
     end

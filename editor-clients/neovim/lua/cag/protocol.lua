@@ -27,6 +27,7 @@ M.METHODS = {
   refresh = 'cag/refresh',
   locate = 'cag/locate',
   unload = 'cag/unload',
+  typing = 'cag/typing',
   partial = 'cag/partial',
   status_changed = 'cag/statusChanged',
 }
