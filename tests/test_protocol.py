@@ -269,10 +269,16 @@ def test_the_result_of_refresh_is_that_of_the_page_and_told_as_documentChanged()
 
 def test_the_methods_are_those_of_the_page() -> None:
     ours = {
-        *(protocol.ASK, protocol.STATUS, protocol.REFRESH, protocol.LOCATE, protocol.UNLOAD),
+        *(protocol.ASK, protocol.STATUS, protocol.REFRESH, protocol.LOCATE, protocol.UNLOAD, protocol.TYPING),
         *(protocol.PARTIAL, protocol.STATUS_CHANGED, protocol.DOCUMENT_CHANGED),
     }
     assert set(re.findall(r"`(cag/\w+)", PAGE)) == ours
+
+
+def test_the_params_of_typing_are_those_of_the_page() -> None:
+    (told,) = re.findall(r"^### `cag/typing` `(\{.*?\})`", PAGE, re.MULTILINE)
+    fields = protocol.TypingParams.model_fields
+    assert set(shape(told)) == {name if field.is_required() else f"{name}?" for name, field in fields.items()}
 
 
 def test_every_request_of_the_page_is_served() -> None:

@@ -56,7 +56,7 @@ def test_the_versions_are_the_daemons(plugin: dict[str, Any]) -> None:
 
 
 def test_methods_features_and_states_are_the_daemons(plugin: dict[str, Any]) -> None:
-    methods = {"ask", "status", "refresh", "locate", "unload", "partial", "status_changed"}
+    methods = {"ask", "status", "refresh", "locate", "unload", "typing", "partial", "status_changed"}
     assert plugin["protocol"]["METHODS"] == {name: getattr(protocol, name.upper()) for name in methods}
     assert set(plugin["protocol"]["FEATURES"]) <= set(protocol.FEATURES)
     assert plugin["protocol"]["STATES"] == list(get_args(protocol.State))

@@ -64,10 +64,10 @@ export const cases: Case[] = [
     async () => {
       const { answers, daemon } = api();
       const told: unknown[] = [];
-      const { hint } = daemon;
+      const hint = daemon.hint.bind(daemon);
       daemon.hint = (feature, method, params) => {
         told.push([feature, method, params]);
-        hint.call(daemon, feature, method, params);
+        hint(feature, method, params);
       };
       try {
         const about = vscode.Uri.file(env('TEST_EXAMPLE')).toString();
