@@ -74,6 +74,7 @@ class Found:
     seconds: dict[str, dict[int, float]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    same: list[tuple[int, int]] = field(default_factory=list)  # tokens that llama.cpp chose, too; of how many
 
     def took(self, what: str, length: int, seconds: float) -> float:
         """Keep a time."""
@@ -118,6 +119,9 @@ def measure(bench: Bench, lengths: list[int], found: Found, told: Callable[[str]
             for _ in range(TIMES):
                 asked.setdefault("llama.cpp", []).append(llama.ask(question, ANSWER))
                 asked["cag-daemon"].append(ours.ask(question, ANSWER, drafted=False))
+            pairs = list(zip(asked["cag-daemon"][0].tokens, asked["llama.cpp"][0].tokens, strict=True))
+            differs = next((at for at, (one, other) in enumerate(pairs) if one != other), len(pairs))
+            found.same.append((differs, len(pairs)))
         for way, answers in asked.items():
             found.took(f"first token: {way}", length, statistics.median(each.first for each in answers))
             found.took(f"a token: {way}", length, statistics.median(each.a_token for each in answers))
@@ -222,6 +226,8 @@ def show(found: Found, how: str) -> None:
         table.add_row(row.what, f"{row.length:,}", f"[{colour}]{value}[/]", goal)
     console = Console(width=max(100, Console().width))
     console.print(table)
+    for agreed, of in found.same:
+        console.print(f"llama.cpp, on the same weights, chose the same first {agreed} of {of} tokens.")
     for each in dict.fromkeys(found.missing):
         console.print(f"Not run: {each}")
 
@@ -274,7 +280,16 @@ def main() -> None:
         pack_linears(ours)
         way = Ours(ours, chunk, ())
         loaded = LoadedModel(
-            ours, range(SHAPE["vocab_size"]), "random", "", "cpu", "bfloat16", 0, 0, chunk, max(options.lengths) + 512
+            ours,
+            range(SHAPE["vocab_size"]),
+            "random",
+            "",
+            "cpu",
+            "bfloat16",
+            weights // 2,
+            weights,
+            chunk,
+            max(options.lengths) + 512,
         )
         way.widths = self_test(dataclasses.replace(loaded), None).widths
 

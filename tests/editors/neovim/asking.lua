@@ -684,6 +684,9 @@ end)
 
 t.case(':checkhealth cag tells what is installed, what runs, and the end of the log', function()
   t.edit('notes.md')
+  t.wait('the daemon to be ready', function()
+    return (require('cag').status_data() or {}).state == 'ready'
+  end)
   vim.cmd('checkhealth cag')
   local report = table.concat(vim.api.nvim_buf_get_lines(0, 0, -1, false), '\n')
   vim.cmd('tabclose')
