@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
 
-from cag_daemon.engine.cag import cache_argument, clean_up, generate, prefill
+from cag_daemon.engine.cag import clean_up, generate, prefill
 from cag_daemon.engine.kv_cache import InPlaceCache
+from cag_daemon.engine.passes import cache_argument
 from cag_daemon.engine.prompt import PromptTemplate
 from cag_daemon.engine.quantize import KINDS, QuantizedLinear, quantize_module
 from tests.models import EMBEDDED, embedded_tokenizer, random_mistral

@@ -15,9 +15,11 @@ import torch
 from transformers import DynamicCache
 
 from cag_daemon.engine.attention import install
-from cag_daemon.engine.cag import DraftCounts, clean_up, forward, generate_step, prefill
+from cag_daemon.engine.cag import clean_up, generate_step, prefill
+from cag_daemon.engine.decoding import DraftCounts
 from cag_daemon.engine.drafts import Drafts
 from cag_daemon.engine.kv_cache import InPlaceCache
+from cag_daemon.engine.passes import forward
 
 Ids = Sequence[int]
 

@@ -58,6 +58,8 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       kv_cache        the cache layer that writes in place
       attention       packed grouped queries, keys up to a grid
       linear          linear layers whose weights lie as the processor wants them
+      passes          a pass through the model: whole or not at all, and stoppable
+      decoding        the passes of one answer: a question in pieces, tokens, drafts verified
       drafts          how an answer may go on: copied from document, question and earlier answers
       widths          how many rows a pass may have, such that a row's bits stay the same
       quantize        linear layers whose weights are held in 8 or 4 bits

@@ -12,7 +12,8 @@ import torch
 
 from cag_daemon.config import DEFAULT_SYSTEM_PROMPT
 from cag_daemon.engine.answer_text import AnswerText
-from cag_daemon.engine.cag import DraftCounts, ShouldStop, end_tokens, generate_step, prefill
+from cag_daemon.engine.cag import generate_step, prefill
+from cag_daemon.engine.decoding import DraftCounts, end_tokens
 from cag_daemon.engine.document_cache import MOST_ASIDE, DocumentCache, DocumentCaches, KnownText, TextCache
 from cag_daemon.engine.drafts import Drafts
 from cag_daemon.engine.fitting import Limit
@@ -20,6 +21,7 @@ from cag_daemon.engine.keeping import Keeping
 from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
 from cag_daemon.engine.memory import QUESTION_ROOM, free, out_of_memory
 from cag_daemon.engine.model import LoadedModel
+from cag_daemon.engine.passes import ShouldStop
 from cag_daemon.engine.prompt import PromptTemplate
 from cag_daemon.engine.typed import Typed
 from cag_daemon.errors import ModelFailed, OutOfMemory, Postponed, QuestionTooLong

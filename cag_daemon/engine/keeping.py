@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from cag_daemon.engine.cag import ShouldStop, prefill
+from cag_daemon.engine.cag import prefill
 from cag_daemon.engine.devices import environment
 from cag_daemon.engine.document_cache import TextCache, common_length
 from cag_daemon.engine.kv_cache import bytes_per_token
 from cag_daemon.engine.model import LoadedModel
+from cag_daemon.engine.passes import ShouldStop
 from cag_daemon.engine.store import Segment, SegmentStore, StoredText
 from cag_daemon.errors import Stopped
 from cag_daemon.places import CACHES, document_folder

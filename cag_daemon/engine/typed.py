@@ -12,9 +12,11 @@ from contextlib import suppress
 
 import torch
 
-from cag_daemon.engine.cag import ShouldStop, clean_up, in_chunks, read_question, split_question
+from cag_daemon.engine.cag import clean_up
+from cag_daemon.engine.decoding import in_chunks, read_question, split_question
 from cag_daemon.engine.document_cache import TextCache, common_length
 from cag_daemon.engine.model import LoadedModel
+from cag_daemon.engine.passes import ShouldStop
 from cag_daemon.errors import Stopped
 
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import torch
 
-from cag_daemon.engine.cag import clean_up, forward, prefill
+from cag_daemon.engine.cag import clean_up, prefill
 from cag_daemon.engine.kv_cache import GRID, InPlaceCache
 from cag_daemon.engine.model import LoadedModel
+from cag_daemon.engine.passes import forward
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
 SMALL = 100_000_000  # parameters up to which 16 rows take hardly longer than one

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from cag_daemon.engine.attention import FEW, NAME, attend, install
-from cag_daemon.engine.cag import clean_up, forward, prefill
+from cag_daemon.engine.cag import clean_up, prefill
 from cag_daemon.engine.kv_cache import GRID, InPlaceCache
+from cag_daemon.engine.passes import forward
 from tests.models import random_mistral
 
 ENGINE = settings.get_profile("engine")

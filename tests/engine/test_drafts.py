@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_daemon.engine.cag import DraftCounts, clean_up, generate_step, prefill
+from cag_daemon.engine.cag import clean_up, generate_step, prefill
+from cag_daemon.engine.decoding import DraftCounts
 from cag_daemon.engine.drafts import Drafts
 from cag_daemon.engine.engine import REMEMBERED, Engine
 from cag_daemon.engine.kv_cache import InPlaceCache

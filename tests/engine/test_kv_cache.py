@@ -9,8 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
-from cag_daemon.engine.cag import cache_argument, clean_up, generate_step, prefill
+from cag_daemon.engine.cag import clean_up, generate_step, prefill
 from cag_daemon.engine.kv_cache import InPlaceCache, InPlaceLayer, bytes_per_token
+from cag_daemon.engine.passes import cache_argument
 from tests.models import mistral_config, random_mistral
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear
 
 from cag_daemon.engine import linear as module
-from cag_daemon.engine.cag import forward
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.engine.linear import PackedLinear, pack_linears, packs
+from cag_daemon.engine.passes import forward
 from tests.models import random_mistral
 
 ENGINE = settings.get_profile("engine")

@@ -11,12 +11,12 @@ import torch
 from huggingface_hub import constants
 
 from cag_daemon.engine import devices, memory, model, plan
-from cag_daemon.engine.cag import cache_argument
 from cag_daemon.engine.devices import choose_devices, choose_dtype
 from cag_daemon.engine.installed import installed
 from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
 from cag_daemon.engine.memory import free_in_machine
 from cag_daemon.engine.model import _by_module, _device_map, load_model
+from cag_daemon.engine.passes import cache_argument
 from cag_daemon.engine.plan import Wanted, plan_for
 from cag_daemon.engine.weights import empty_decoder
 from cag_daemon.errors import ModelFailed, OutOfMemory

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cag_daemon.engine.cag import in_chunks
+from cag_daemon.engine.decoding import in_chunks
 from cag_daemon.engine.engine import Answer, Engine
 from cag_daemon.engine.self_test import self_test
 from tests.engine.caches import BAKERY, CHUNK, After, identical, kv
