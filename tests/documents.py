@@ -136,7 +136,7 @@ CAFE = Document(
     """\
 🎼 The Café Müller in Zürich serves breakfast until eleven. 😀😀 The piano was tuned by Zoë Brandt last winter.
 
-🥐 Croissants are baked in a brick oven by Jérôme. The cellar holds four hundred bottles of cider. Concerts take place on the veranda every second Sunday. The head waiter speaks Danish and Korean. 🐈 The cat sleeps in a copper kettle beside the door.
+🥐 Croissants are baked in a brick oven by Jérôme. The cellar holds four hundred bottles of cider. Concerts take place on the veranda every second Sunday. The head waiter speaks Danish and Korean. The cat 🐈 sleeps in a copper kettle beside the door.
 """,
     (
         ("Where does the cat sleep?", "copper kettle"),

@@ -16,6 +16,7 @@ from tests.test_catalogue import MACHINES
 
 README = (ROOT / "README.md").read_text("utf-8")
 EXAMPLE = (ROOT / "examples" / "document.txt").read_text("utf-8")
+REFUSAL = "The document does not say."
 
 
 def blocks(language: str) -> list[str]:
@@ -36,13 +37,15 @@ def test_the_terminals_show_what_is_answered() -> None:
     engine.prepare("example", "1", EXAMPLE)
     shown = [block.splitlines() for block in blocks("console") if block.startswith("$ cag-daemon ask")]
     assert len(shown) == 2
-    for command, answer, place in shown:
+    for command, answer, *places in shown:
         question = re.fullmatch(r'\$ cag-daemon ask "(.*)" --document examples/document\.txt', command)
         assert question is not None
         assert engine.ask("example", question[1]).text == answer
-        path, line, column, words = re.fullmatch(r"(\S+):(\d+):(\d+)  (.*?)…?", place).groups()  # type: ignore[union-attr]
-        assert path == "examples/document.txt"
-        assert EXAMPLE.splitlines()[int(line) - 1][int(column) - 1 :].startswith(words)
+        assert len(places) == (answer != REFUSAL)
+        for place in places:
+            path, line, column, words = re.fullmatch(r"(\S+):(\d+):(\d+)  (.*?)…?", place).groups()  # type: ignore[union-attr]
+            assert path == "examples/document.txt"
+            assert EXAMPLE.splitlines()[int(line) - 1][int(column) - 1 :].startswith(words)
 
 
 def test_the_library_example_runs(tmp_path: Path) -> None:

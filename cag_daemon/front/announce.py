@@ -42,18 +42,21 @@ class Announcer:
 
     def status_changed(self) -> None:
         """Send the status where it differs: at once, or a tenth of a second later where only numbers moved."""
-        if not self._server.protocol.listening or self._status_timer is not None:
+        if not self._server.protocol.listening:
             return
         before, sent = self._status_sent
         now = status_of(self._session())
         wait = sent + PROGRESS_SECONDS - time.monotonic()
         if before is not None and wait > 0 and _outline(before) == _outline(now):
-            self._status_timer = asyncio.get_running_loop().call_later(wait, self._send_status)
+            if self._status_timer is None:
+                self._status_timer = asyncio.get_running_loop().call_later(wait, self._send_status)
         else:
             self._send_status()
 
     def _send_status(self) -> None:
-        self._status_timer = None
+        if self._status_timer is not None:
+            self._status_timer.cancel()
+            self._status_timer = None
         if not self._server.protocol.listening:
             return
         now = status_of(self._session())

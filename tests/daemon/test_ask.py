@@ -132,7 +132,9 @@ def test_questions_that_come_together_each_get_their_answer(calm: Client) -> Non
 def test_the_same_question_gets_the_same_answer_whatever_came_between(calm: Client) -> None:
     def essence() -> tuple:
         result = calm.ask(QUESTION).result()
-        return result["answer"], result["citations"], result["tokens"], result["document"]
+        # How it was drafted may differ: an answer that was given before is proposed again.
+        tokens = {name: result["tokens"][name] for name in ("cached", "prompt", "generated")}
+        return result["answer"], result["citations"], tokens, result["document"]
 
     before = essence()
     assert calm.answer("Where is the logbook kept? " * 8)

@@ -430,9 +430,10 @@ def test_over_several_devices_nothing_is_kept(tmp_path: Path, monkeypatch: pytes
 
     planned = plan_for(Wanted(str(save_model(tmp_path / "m")), device="cpu"))
     model = LOADED.model
-    assert loading._key(planned, model) != ""
+    assert loading._key(planned, model, packed=False) != ""
+    assert loading._key(planned, model, packed=True) != loading._key(planned, model, packed=False)
     two = dataclasses.replace(planned, devices=[torch.device("cpu"), torch.device("cpu")])
-    assert loading._key(two, model) == ""
+    assert loading._key(two, model, packed=False) == ""
 
 
 def test_memory_that_ends_while_restoring_leaves_the_text_before_it(
