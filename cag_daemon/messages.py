@@ -72,13 +72,17 @@ class Prepare(Message):
 
 @dataclass(frozen=True)
 class Ask(Message):
-    """Answer a question from the whole cache that the document has now; ``Answered`` says of which version that was."""
+    """Answer a question from the whole cache that the document has now; ``Answered`` says of which version that was.
+
+    ``version``: it must be of that one, else the job fails as if nothing were cached; None: whichever it is.
+    """
 
     job: int
     document: str
     question: str
     selection: str | None
     max_new_tokens: int
+    version: str | None = None
 
 
 @dataclass(frozen=True)

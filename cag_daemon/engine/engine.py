@@ -171,6 +171,7 @@ class Engine:
         question: str,
         selection: str | None = None,
         max_new_tokens: int = 256,
+        version: str | None = None,
         *,
         on_first_token: Callable[[], object] | None = None,
         on_piece: Callable[[str], object] | None = None,
@@ -181,17 +182,18 @@ class Engine:
         Args:
             selection: text given to the model after the document.
             max_new_tokens: upper bound; less where the model's context ends before.
+            version: of the text that is to be answered from; None: whichever is cached.
             on_first_token: called when the first token is known.
             on_piece: called with each next piece of the answer's text; joined they are the text.
             should_stop: asked before every layer.
 
         Raises:
             QuestionTooLong: it does not fit beside the document.
-            ModelFailed: there is no cache of that document (``notCached`` in its data).
+            ModelFailed: there is no cache of that document, or of another version (``notCached`` in its data).
             OutOfMemory, Stopped.
         """
         cached = self._caches.get(document)
-        if cached is None:
+        if cached is None or version not in (None, cached.text.version):
             raise ModelFailed(f"internal: {document} is not cached, read it first.", notCached=True)
         cache, origin = cached.cache, len(cached.text.ids)
         ids = cached.text.template.question_ids(question, selection)

@@ -101,9 +101,7 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
         with out_of_memory(f"The model {name} does not fit into the memory of {plan.where}: choose a smaller one."):
             rest = 100 - imported
             model, tokenizer = _load(plan, wanted, lambda part: progress(min(99, imported + int(part * rest))))
-            held = {id(each): each for each in model.state_dict(keep_vars=True).values()}  # what is tied, once
-            size, parameters = sum(each.nbytes for each in held.values()), _parameters(plan, model)
-            held.clear()
+            size, parameters = _bytes(model), _parameters(plan, model)
             packed = pack_linears(model)
     except CagError:
         raise
@@ -232,6 +230,15 @@ def _key(plan: Plan, model: Any, packed: bool) -> str:
     how = [plan.folder.name, plan.where, where, str(plan.dtype), plan.quantization, plan.chunk, torch.get_num_threads()]
     kernels = [model.config._attn_implementation, packed, torch.__version__, transformers.__version__]
     return json.dumps([stats, how, kernels])
+
+
+def _bytes(model: Any) -> int:
+    """What the weights take, what is tied once. Not by `state_dict`: that would make another form of quantised ones."""
+    held = {id(each): each for each in model.parameters()}
+    for module in model.modules():
+        kept = module._buffers.keys() - module._non_persistent_buffers_set
+        held |= {id(module._buffers[name]): module._buffers[name] for name in kept}
+    return sum(each.nbytes for each in held.values() if each is not None)
 
 
 def _parameters(plan: Plan, model: Any) -> int:

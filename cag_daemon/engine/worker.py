@@ -236,6 +236,7 @@ class Worker:
             message.question,
             message.selection,
             message.max_new_tokens,
+            message.version,
             on_first_token=lambda: self._send(messages.FirstToken(message.job)),
             on_piece=lambda text: self._send(messages.Piece(message.job, text)),
             should_stop=lambda: message.job in self._cancelled,

@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -354,9 +355,12 @@ class Session:
             max_new_tokens=params.maxNewTokens or self.settings.max_new_tokens,
         )
         while True:
-            await self._whole(document, previous=params.whileRefreshing == "previous")
+            previous = params.whileRefreshing == "previous"
+            await self._whole(document, previous)
+            # An older text, of a buffer that was closed just now, may have been read whole meanwhile: not that one.
+            version = None if previous or document.held is None else document.held.text.version
             try:
-                answered = await self.backend.ask(question, on_event)
+                answered = await self.backend.ask(replace(question, version=version), on_event)
                 assert isinstance(answered, messages.Answered)
                 return answered
             except WorkerGone as gone:

@@ -115,7 +115,9 @@ def test_a_cancel_right_behind_its_request_is_heard(slow: Client) -> None:
 def test_cancelled_work_leaves_no_trace_in_later_answers(slow: Client) -> None:
     def essence() -> tuple:
         result = slow.ask("Where does the cat sleep?", maxNewTokens=12).result()
-        return result["answer"], result["tokens"], result["document"]
+        # How it was drafted may differ: an answer that was given before is proposed again.
+        tokens = {name: result["tokens"][name] for name in ("cached", "prompt", "generated")}
+        return result["answer"], tokens, result["document"]
 
     before = essence()
     begin_answering(slow, "trace").cancel()

@@ -163,6 +163,19 @@ def test_a_question(embedded: Process) -> None:
     assert [type(each) for each in embedded.of(job, Message)][:3] == [Began, FirstToken, Piece]
 
 
+def test_a_question_about_a_version_is_answered_from_no_other(embedded: Process) -> None:
+    """Of two texts that were asked for, the older may be whole last."""
+    for version, text in (("v1", BAKERY), ("v2", BAKERY.replace("Anna", "Tom"))):
+        embedded.next(prepare(embedded, document="two", text=text, version=version))
+    how = {"question": "Who bakes the rye bread?", "selection": None, "max_new_tokens": 64}
+    failed = embedded.next(embedded.send(Ask, document="two", version="v1", **how))
+    assert isinstance(failed, Failed)
+    assert failed.details["notCached"]
+    assert embedded.next(embedded.send(Ask, document="two", version="v2", **how)).text == "Tom bakes the rye bread."
+    assert embedded.next(embedded.send(Ask, document="two", **how)).version == "v2"
+    embedded.send(Forget, "two")
+
+
 def test_what_is_typed_is_read_and_nothing_is_said_of_it(embedded: Process) -> None:
     embedded.send(Typing, "nobody's", "Who?", None)
     prepared = embedded.next(prepare(embedded, document="typed"))
