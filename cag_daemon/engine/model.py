@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cag_daemon.engine import folder as folders
 from cag_daemon.engine.installed import OFFLINE, resolve_folder
-from cag_daemon.engine.memory import KEPT_FREE, free, out_of_memory
+from cag_daemon.engine.memory import KEPT_FREE, free, out_of_memory, trim
 from cag_daemon.engine.plan import Plan, Wanted, plan_for, what_would_fit
 from cag_daemon.errors import CagError, ModelFailed, OutOfMemory, one_line
 
@@ -103,6 +103,7 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
             model, tokenizer = _load(plan, wanted, lambda part: progress(min(99, imported + int(part * rest))))
             size, parameters = _bytes(model), _parameters(plan, model)
             packed = pack_linears(model)
+            trim()  # where layers were brought into another form
     except CagError:
         raise
     except Exception as error:
