@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from training.data.facts import KINDS, Fact, Subject, families, state, subject
+from training.data import lists
+from training.data.facts import KINDS, Fact, Subject, families, sentence, state, subject
 from training.data.layout import APOLOGIES, CHAIR, FROM, PRESENT, SUBJECT, TO, Block, page
 from training.data.maker import Maker
 from training.data.questions import REFUSAL, Question, by_words, put, roughen, stems, unanswerable
@@ -16,6 +17,9 @@ REFUSED = 0.15  # of the questions have no answer; fewer in the end, as not ever
 SELECTED = 0.05  # come with a selection
 OF_ITS_FORM = frozenset(PRESENT + APOLOGIES + CHAIR + TO + FROM + SUBJECT)  # clear whatever else is said
 LONGEST = 330  # characters of an answer
+TOPICAL = 0.35  # of the documents are about one thing all through
+TOPICS = lists.phrases("topics")
+OF_TOPIC = ("of", "at", "for", "with", "in", "near", "of")  # what a question says before the topic
 FIELDED = ("service", "thing", "event", "organisation")  # kinds that may be described in lines of "Key: value"
 
 
@@ -48,6 +52,8 @@ def example(seed: int, sentences: int, questions: int, held_out: bool = False, r
 
 
 def _blocks(maker: Maker, sentences: int) -> list[Block]:
+    if sentences >= 6 and maker.chance(TOPICAL):
+        return _of_one_topic(maker, sentences)
     kinds = [maker.one(KINDS) for _ in range(maker.number(1, 4))] + ["notes"]
     plain, real = 0.05 + 0.3 * maker.random.random(), 0.3 * maker.random.random() if maker.chance(0.4) else 0.0
     twins = maker.chance(0.3)
@@ -70,6 +76,42 @@ def _blocks(maker: Maker, sentences: int) -> list[Block]:
     if maker.chance(0.3):
         maker.random.shuffle(blocks)
     return blocks
+
+
+def _of_one_topic(maker: Maker, sentences: int) -> list[Block]:
+    """A document about one thing, which is named everywhere and so tells sentences apart nowhere.
+
+    Some sentences name it and answer nothing; most that answer say "it"; and questions name it nearly always.
+    """
+    kind = maker.one([each for each in KINDS if each not in ("notes", "recipe", "api")])
+    of = subject(maker, kind)
+    the = "the " if any(way.startswith("The {E} ") for each in families(kind) for way in each.statements) else ""
+    name = f"{the}{of.name}"
+    left = maker.random.sample(families(kind), len(families(kind)))
+    blocks: list[Block] = []
+    count = 0
+    while count < sentences:
+        facts: list[Fact] = []
+        if not blocks or maker.chance(0.35):
+            facts.append(Fact(sentence(maker.fill(maker.one(TOPICS), {"E": name})), empty=True))
+        for _ in range(min(sentences - count, maker.number(2, 7))):
+            fact = None
+            if left and maker.chance(0.6):
+                fact = state(maker, left.pop(), of, pronoun=bool(facts) and maker.chance(0.8))
+            facts.append(_decorated(maker, fact or _beside_topic(maker, name)))
+        blocks.append(Block(of, facts))
+        count += len(facts)
+    return blocks
+
+
+def _beside_topic(maker: Maker, name: str) -> Fact:
+    """Something else that is said; who asks for it may say that it belongs to the topic, which it does not."""
+    family = maker.one(families("notes"))
+    fact = (state(maker, family, None) if maker.chance(0.5) else None) or action(maker)
+    if maker.chance(0.4):
+        fact.questions = [f"{each.rstrip('?.')} {maker.one(OF_TOPIC)} {name}?" for each in fact.questions]
+        fact.about = name
+    return fact
 
 
 def _from_docstrings(maker: Maker, many: int) -> list[Fact]:
@@ -168,7 +210,7 @@ def _ask(maker: Maker, blocks: list[Block], many: int, refused: float) -> list[Q
             continue
         at = maker.number(0, len(facts) - 1) if maker.chance(0.9) else 0
         fact = facts[at]
-        if copies[fact.text] > 1 or len(fact.text) > LONGEST or fact.text in named:
+        if fact.empty or copies[fact.text] > 1 or len(fact.text) > LONGEST or fact.text in named:
             continue
         others = [each for other, each in enumerate(owned) if other != at]
         if fact.questions and maker.chance(0.82):

@@ -54,12 +54,14 @@ class Fact:
         questions: that it answers.
         about: words that it is about though it does not say them, as a pronoun or a heading stands for them.
         family: where it comes from, if from one.
+        empty: it answers nothing, and is not asked for.
     """
 
     text: str
     questions: list[str] = field(default_factory=list)
     about: str = ""
     family: Family | None = None
+    empty: bool = False
 
 
 @dataclass(frozen=True)

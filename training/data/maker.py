@@ -199,6 +199,9 @@ class Maker:
 
     _petname = _first
 
+    def _last(self) -> str:
+        return self.last()
+
     def _thing(self) -> str:
         return self.thing()
 
