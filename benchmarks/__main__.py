@@ -1,18 +1,17 @@
 """The product beside the other ways to ask a document, on the same weights, in one run.
 
-    python -m benchmarks [--lengths 512 4000 16000] [--threads N] [--json FILE] [--plots FOLDER]
+    python -m benchmarks [--shape 0.5b|7b|tiny] [--lengths 512 4000 16000] [--threads N] [--json FILE] [--plots FOLDER]
 
-The model is a random Mistral of half a billion parameters in bfloat16: what is measured does not depend on what the
-weights say. Random weights quote nobody, so for the rows about quoted answers they are made to say the embedded model's
-answers, after computing all that they compute anyway; each answer stands in the document. Ratios are of times in this
-run; the greater, the better. What could not be run is named.
+The model is a random Mistral in bfloat16, of half a billion parameters, or of the real 7B shape on a GPU: what is
+measured does not depend on what the weights say. Random weights quote nobody, so for the rows about quoted answers they
+are made to say the embedded model's answers, after computing all that they compute anyway; each answer stands in the
+document. Ratios are of times in this run; the greater, the better. What could not be run is named.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
 import json
 import statistics
 import sys
@@ -25,22 +24,35 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.table import Found, Row, plots, show
 from benchmarks.ways import Answered, InThePrompt, LlamaCpp, Ours, Retrieval, Tutorial
 from cag_daemon.engine.devices import default_chunk
 from cag_daemon.engine.kv_cache import bytes_per_token
 from cag_daemon.engine.linear import pack_linears
 from cag_daemon.engine.model import LoadedModel, load_model
+from cag_daemon.engine.quantize import KINDS, quantize_module
 from cag_daemon.engine.self_test import self_test
+from cag_daemon.engine.speed import measure as measure_speed
 from tests.models import random_mistral
 
-SHAPE = {
-    **{"vocab_size": 32000, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24},
-    **{"num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 32768},
+SHAPES: dict[str, dict[str, int]] = {
+    "0.5b": {
+        **{"vocab_size": 32000, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24},
+        **{"num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 32768},
+    },
+    "7b": {
+        **{"vocab_size": 32768, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
+        **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 32768},
+    },
+    "tiny": {  # to see that everything runs
+        **{"vocab_size": 3072, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 32768},
+    },
 }
 LENGTHS = (512, 4000, 16000)
 QUESTION, ANSWER, TIMES = 16, 16, 3  # tokens, tokens, runs of what is quick
+CHUNKS, CHUNKED = (64, 128, 256, 512), 1024  # tokens read at a time that are tried, on so many
 ASKED = (
     "Who donated the lathe?",
     "How much does membership cost?",
@@ -51,48 +63,25 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "document.txt"
 
 
 @dataclass(frozen=True)
-class Row:
-    """A ratio, or a share, and what is wanted of it; ``goal`` None: nothing is."""
-
-    what: str
-    length: int
-    value: float | None
-    goal: float | None = None
-    unit: str = "×"
-    note: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        """Whether it is what is wanted; None: nothing is, or it was not run."""
-        return None if self.goal is None or self.value is None else self.value >= self.goal
-
-
-@dataclass
-class Found:
-    """Seconds, by what and length, and the rows made of them."""
-
-    seconds: dict[str, dict[int, float]] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    same: list[tuple[int, int]] = field(default_factory=list)  # tokens that llama.cpp chose, too; of how many
-
-    def took(self, what: str, length: int, seconds: float) -> float:
-        """Keep a time."""
-        self.seconds.setdefault(what, {})[length] = seconds
-        return seconds
-
-
-@dataclass(frozen=True)
 class Bench:
-    """What is measured with."""
+    """What is measured, and what the machine can do.
+
+    Attributes:
+        plain, ours: the model, and the product's way with it.
+        fewer: the product's way with its weights in fewer bits.
+        quotes: answers that stand in the document.
+        bandwidth: bytes a second that come from memory.
+        flops: operations a second of matrix products.
+    """
 
     plain: Any
     ours: Ours
     llama: LlamaCpp | None
     quotes: list[list[int]]
     document: Callable[[int], list[int]]
-    bandwidth: float  # bytes a second
-    weights: int  # bytes that a token reads
+    bandwidth: float
+    flops: float
+    fewer: dict[str, Ours] = field(default_factory=dict)
 
 
 def measure(bench: Bench, lengths: list[int], found: Found, told: Callable[[str], None]) -> None:
@@ -106,25 +95,32 @@ def measure(bench: Bench, lengths: list[int], found: Found, told: Callable[[str]
         found.took("read: cag-daemon", length, ours.read(document))
         tutorial.fill(ours.cache)
         told(f"{length:,} tokens: asking")
+        if llama is not None:
+            told(f"{length:,} tokens: llama.cpp")
+            found.took("read: llama.cpp", length, llama.read(document))
         # One after the other, again and again: what else this machine does meets all of them.
         asked: dict[str, list[Answered]] = {}
         for _ in range(TIMES):
             asked.setdefault("cag-daemon", []).append(ours.ask(question, ANSWER, drafted=False))
             asked.setdefault("the tutorial's loop", []).append(tutorial.ask(question, ANSWER))
-            for quote in bench.quotes:
-                asked.setdefault("quoting", []).append(ours.ask(question, len(quote), told=quote))
-        if llama is not None:
-            told(f"{length:,} tokens: llama.cpp")
-            found.took("read: llama.cpp", length, llama.read(document))
-            for _ in range(TIMES):
+            if llama is not None:
                 asked.setdefault("llama.cpp", []).append(llama.ask(question, ANSWER))
-                asked["cag-daemon"].append(ours.ask(question, ANSWER, drafted=False))
+            for quote in bench.quotes:
+                told_ = ours.ask(question, len(quote), told=quote)
+                asked.setdefault("cag-daemon, quoting the document", []).append(told_)
+            for kind, way in bench.fewer.items():
+                way.cache = ours.cache  # what stands in it changes no time
+                asked.setdefault(f"cag-daemon, {kind}", []).append(way.ask(question, ANSWER, drafted=False))
+        if llama is not None:
             pairs = list(zip(asked["cag-daemon"][0].tokens, asked["llama.cpp"][0].tokens, strict=True))
             differs = next((at for at, (one, other) in enumerate(pairs) if one != other), len(pairs))
-            found.same.append((differs, len(pairs)))
-        for way, answers in asked.items():
-            found.took(f"first token: {way}", length, statistics.median(each.first for each in answers))
-            found.took(f"a token: {way}", length, statistics.median(each.a_token for each in answers))
+            found.notes.append(
+                f"llama.cpp, on the same weights, chose the same first {differs} of {len(pairs)} tokens "
+                f"behind {length:,}."
+            )
+        for way_, answers in asked.items():
+            found.took(f"first token: {way_}", length, statistics.median(each.first for each in answers))
+            found.took(f"a token: {way_}", length, statistics.median(each.a_token for each in answers))
         del tutorial.cache
         told(f"{length:,} tokens: the document in the prompt")
         found.took("first token: document in the prompt", length, in_the_prompt.ask(document, question))
@@ -137,65 +133,115 @@ def measure(bench: Bench, lengths: list[int], found: Found, told: Callable[[str]
 
 def rows(found: Found, bench: Bench, length: int) -> list[Row]:
     """The table's lines for a length."""
-    at = {what: by_length[length] for what, by_length in found.seconds.items() if length in by_length}
+    on_cpu = bench.ours.model.device.type == "cpu"
+    config = bench.ours.model.config
+    cached = length * bytes_per_token(config, torch.bfloat16)
+    first, token = "first token: cag-daemon", "a token: cag-daemon"
 
-    def ratio(slow: str, quick: str) -> float | None:
-        return at[slow] / at[quick] if slow in at and quick in at else None
+    def of_limit(way: str, model: Any) -> float:
+        return 100 * (read_by_a_token(model) + cached) / bench.bandwidth / found.seconds[way][length]
 
-    wanted = 150.0 if length >= 4000 else None
-    decode_goal = 0.85 if length < 4000 else 1.1
-    moved = bench.weights + length * bytes_per_token(bench.ours.model.config, torch.bfloat16)
-    limit = moved / bench.bandwidth
-    first = "first token: cag-daemon"
-    return [
-        Row(
+    def against(what: str, slow: str, quick: str, goal: float | None = None) -> Row:
+        return Row(what, length, found.ratio(slow, quick, length), goal)
+
+    # Weights and cache from memory once, or the products of the question's tokens, whichever takes longer.
+    products = 2 * QUESTION * weights_of_layers(bench.plain) / bench.flops
+    limit = max((read_by_a_token(bench.plain) + cached) / bench.bandwidth, products)
+    attended = 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * length**2
+    reading = 2 * length * weights_of_layers(bench.plain) + attended
+    found_ = [
+        against(
             "first token, warm, against the document in the prompt",
+            "first token: document in the prompt",
+            first,
+            150.0 if length >= 4000 and on_cpu else None,
+        ),
+        against("first token, warm, against the tutorial's loop", "first token: the tutorial's loop", first),
+        against("first token, warm, against llama.cpp with its cache", "first token: llama.cpp", first, 1.5),
+        against("first token, warm, against BM25 with three pieces in the prompt", "first token: BM25", first),
+        Row(
+            "first token, warm: times of the limit",
             length,
-            ratio("first token: document in the prompt", first),
-            wanted,
+            found.seconds[first][length] / limit,
+            None if on_cpu else 2.0,
+            most=True,
         ),
-        Row("first token, warm, against the tutorial's loop", length, ratio("first token: the tutorial's loop", first)),
-        Row("first token, warm, against llama.cpp with its cache", length, ratio("first token: llama.cpp", first), 1.5),
-        Row(
-            "first token, warm, against BM25 with three pieces in the prompt", length, ratio("first token: BM25", first)
-        ),
-        Row(
-            "decoding, nothing drafted, against the tutorial's loop",
-            length,
-            ratio("a token: the tutorial's loop", "a token: cag-daemon"),
-        ),
-        Row(
+        against("decoding, nothing drafted, against the tutorial's loop", "a token: the tutorial's loop", token),
+        against(
             "decoding, nothing drafted, against llama.cpp",
-            length,
-            ratio("a token: llama.cpp", "a token: cag-daemon"),
-            decode_goal,
+            "a token: llama.cpp",
+            token,
+            0.85 if length < 4000 else 1.1,
         ),
-        Row(
-            "decoding a quoted answer, against llama.cpp", length, ratio("a token: llama.cpp", "a token: quoting"), 2.5
-        ),
-        Row(
+        against(
             "decoding a quoted answer, against the tutorial's loop",
-            length,
-            ratio("a token: the tutorial's loop", "a token: quoting"),
+            "a token: the tutorial's loop",
+            f"{token}, quoting the document",
         ),
-        Row("reading, against llama.cpp", length, ratio("read: llama.cpp", "read: cag-daemon"), 1.3),
+        against(
+            "decoding a quoted answer, against llama.cpp",
+            "a token: llama.cpp",
+            f"{token}, quoting the document",
+            2.5,
+        ),
+        against("reading, against llama.cpp", "read: llama.cpp", "read: cag-daemon", 1.3),
         Row(
-            "a pass, against the limit of memory",
+            "reading: of the rate of matrix products",
             length,
-            100 * limit / at["a token: cag-daemon"],
-            70.0 if length < 16000 else 60.0,
+            100 * reading / bench.flops / found.seconds["read: cag-daemon"][length],
+            unit="%",
+        ),
+        Row(
+            "a pass: of the limit of memory",
+            length,
+            of_limit(token, bench.plain),
+            78.0 if not on_cpu else 70.0 if length < 16000 else 60.0,
             "%",
         ),
     ]
+    for kind, way in bench.fewer.items():
+        name = f"{token}, {kind}"
+        found_ += [
+            against(f"decoding in {kind}, against bfloat16", token, name),
+            Row(f"a pass in {kind}: of the limit of memory", length, of_limit(name, way.model), unit="%"),
+        ]
+    return found_
 
 
-def bandwidth() -> float:
+def read_by_a_token(model: Any) -> int:
+    """Bytes of weights that decoding a token reads: all but the embeddings, of which it reads a row."""
+    tensors = {id(each): each.nbytes for each in [*model.parameters(), *model.buffers()]}
+    tensors.pop(id(model.get_input_embeddings().weight), None)
+    return sum(tensors.values())
+
+
+def weights_of_layers(model: Any) -> int:
+    """How many weights each token that is read is multiplied with."""
+    return sum(each.numel() for each in model.get_decoder().layers.parameters())
+
+
+def chunks(bench: Bench, found: Found, told: Callable[[str], None]) -> None:
+    """How many tokens are best read at a time."""
+    document, chosen = bench.document(CHUNKED), bench.ours.chunk
+    rates = {}
+    for chunk in CHUNKS:
+        told(f"reading in chunks of {chunk}")
+        bench.ours.chunk = chunk
+        rates[chunk] = CHUNKED / bench.ours.read(document)
+    bench.ours.chunk = chosen
+    each = ", ".join(f"{chunk}: {rate:,.0f}" for chunk, rate in rates.items())
+    found.notes.append(
+        f"Tokens a second, reading {CHUNKED:,} in chunks of {each}. The product reads {chosen} at a time."
+    )
+
+
+def bandwidth(device: torch.device) -> float:
     """Bytes a second that come from memory, at best."""
-    much = torch.ones(2**26, dtype=torch.int64)
+    much = torch.ones(2**26 if device.type == "cpu" else 2**29, dtype=torch.int64, device=device)
     took = []
     for _ in range(5):
         began = time.perf_counter()
-        much.sum()
+        much.sum().item()
         took.append(time.perf_counter() - began)
     return much.nbytes / min(took)
 
@@ -215,106 +261,90 @@ def quoted() -> tuple[list[int], list[list[int]]]:
     return encode(text, add_special_tokens=False), [encode(" " + each, add_special_tokens=False)[1:] for each in kept]
 
 
-def show(found: Found, how: str) -> None:
-    """Print the table."""
-    table = Table("", "tokens", "measured", "goal", box=None, pad_edge=False, title=how, title_justify="left")
-    for row in sorted(found.rows, key=lambda row: [each.what for each in found.rows].index(row.what)):
-        digits = 1 if row.value is not None and row.value < 100 and row.unit == "×" else 0
-        value = "not run" if row.value is None else f"{row.value:,.{digits}f} {row.unit}"
-        colour = {True: "green", False: "red", None: "default"}[row.met]
-        goal = "" if row.goal is None else f"≥ {row.goal:g} {row.unit}"
-        table.add_row(row.what, f"{row.length:,}", f"[{colour}]{value}[/]", goal)
-    console = Console(width=max(100, Console().width))
-    console.print(table)
-    for agreed, of in found.same:
-        console.print(f"llama.cpp, on the same weights, chose the same first {agreed} of {of} tokens.")
-    for each in dict.fromkeys(found.missing):
-        console.print(f"Not run: {each}")
+def ours_of(model: Any, context: int) -> Ours:
+    """The product's way with a model, with the widths that the product would find for it."""
+    bytes_, chunk = read_by_a_token(model), default_chunk(model.device, torch.bfloat16)
+    way = Ours(model, chunk, ())
+    vocabulary = range(model.config.vocab_size)
+    loaded = LoadedModel(
+        model, vocabulary, "random", "", str(model.device), "bfloat16", bytes_ // 2, bytes_, chunk, context
+    )
+    way.widths = self_test(loaded, None).widths
+    return way
 
 
-def plots(folder: Path, found: Found) -> None:
-    """First tokens and decoding, by the length of the document."""
-    from matplotlib import pyplot
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, start, title, unit in (
-        ("first-token", "first token: ", "A question about a document: the first token", "seconds"),
-        ("decoding", "a token: ", "Decoding: a token", "seconds"),
-    ):
-        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-        for what, by_length in found.seconds.items():
-            if what.startswith(start) and not (name == "first-token" and what.endswith("quoting")):
-                label = what.removeprefix(start).replace("quoting", "cag-daemon, quoting the document")
-                axes.plot(list(by_length), list(by_length.values()), "o-", label=label)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        lengths = sorted({length for by_length in found.seconds.values() for length in by_length})
-        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-        axes.minorticks_off()
-        axes.set_xlabel("tokens of the document")
-        axes.set_ylabel(unit)
-        axes.set_title(title)
-        axes.legend()
-        figure.savefig(folder / f"{name}.png")
+def another(model: Any) -> Any:
+    """The same model with the same weights, to attend or multiply in another way."""
+    return copy.deepcopy(model, {id(each): each for each in [*model.parameters(), *model.buffers()]})
 
 
 def main() -> None:
     """Measure, and print what was measured."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="tokens of the documents")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every way (default: cores)")
-    parser.add_argument("--json", type=Path, help="write all numbers into this file")
-    parser.add_argument("--plots", type=Path, help="draw plots into this folder")
-    options = parser.parse_args()
+    options = _options()
     torch.set_num_threads(options.threads)
+    device = torch.device(options.device or ("cuda" if options.shape == "7b" else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit("There is no GPU here that torch can use: the 7B shape is for one. Try --shape 0.5b.")
 
     found, errors = Found(), Console(stderr=True)
     with tempfile.TemporaryDirectory() as name, errors.status("Making a model …") as status:
         example, quotes = quoted()
         torch.set_default_dtype(torch.bfloat16)
-        plain = random_mistral(packed=False, **SHAPE)
+        plain = random_mistral(packed=False, device=str(device), **SHAPES[options.shape])
         torch.set_default_dtype(torch.float32)
-        weights = sum(each.nbytes for each in plain.parameters()) - plain.get_input_embeddings().weight.nbytes
-        llama = _llama(plain, Path(name) / "model.gguf", max(options.lengths) + 512, options.threads, found)
-        ours, chunk = copy.deepcopy(plain), default_chunk(torch.device("cpu"), torch.bfloat16)
-        pack_linears(ours)
-        way = Ours(ours, chunk, ())
-        loaded = LoadedModel(
-            ours,
-            range(SHAPE["vocab_size"]),
-            "random",
-            "",
-            "cpu",
-            "bfloat16",
-            weights // 2,
-            weights,
-            chunk,
-            max(options.lengths) + 512,
-        )
-        way.widths = self_test(dataclasses.replace(loaded), None).widths
+        context = max(*options.lengths, CHUNKED) + 512
+        llama = _llama(plain, Path(name) / "model.gguf", context, options.threads, found)
+        fewer = {}
+        for kind in KINDS:
+            status.update(f"Quantising to {kind} …")
+            model = another(plain)
+            quantize_module(model, kind, torch.bfloat16, device)
+            fewer[kind] = ours_of(model, context)
+        model = another(plain)
+        pack_linears(model)
+        way = ours_of(model, context)
 
         def document(length: int) -> list[int]:
             """The example behind as many other tokens as are needed."""
             other = torch.randint(3, 3000, (length,), generator=torch.Generator().manual_seed(length)).tolist()
             return [*other, *example][-length:]
 
-        bench = Bench(plain, way, llama, quotes, document, bandwidth(), weights)
-        measure(bench, options.lengths, found, lambda words: status.update(words + " …"))
+        status.update("Measuring the machine …")
+        flops = measure_speed(str(device), options.threads).flops
+        bench = Bench(plain, way, llama, quotes, document, bandwidth(device), flops, fewer)
+        tell = lambda words: status.update(words + " …")  # noqa: E731
+        measure(bench, options.lengths, found, tell)
+        chunks(bench, found, tell)
     how = (
-        f"{weights / 2e9:.2f} billion weights in bfloat16, {options.threads} threads, "
-        f"{bench.bandwidth / 1e9:.0f} GB/s from memory, widths {list(way.widths)}"
+        f"{sum(each.numel() for each in plain.parameters()) / 1e9:.2f} billion weights in bfloat16, "
+        f"{options.threads} threads on {device}, {bench.bandwidth / 1e9:,.0f} GB/s from memory, "
+        f"{flops / 1e12:.2f} TFLOP/s, widths {list(way.widths)}"
     )
     show(found, how)
     if options.json:
         rows_ = [asdict(row) | {"met": row.met} for row in found.rows]
-        options.json.write_text(
-            json.dumps({"how": how, "seconds": found.seconds, "rows": rows_, "missing": found.missing}, indent=2)
-        )
+        written = {"how": how, "seconds": found.seconds, "rows": rows_, "notes": found.notes, "missing": found.missing}
+        options.json.write_text(json.dumps(written, indent=2))
     if options.plots:
-        plots(options.plots, found)
+        plots(options.plots, found, how)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    add = parser.add_argument
+    add("--shape", choices=list(SHAPES), default="0.5b", help="of the model (default: 0.5b)")
+    add("--device", help="where it runs (default: cpu; with --shape 7b: cuda)")
+    add("--lengths", type=int, nargs="+", default=list(LENGTHS), help="tokens of the documents")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of every way (default: cores)")
+    add("--json", type=Path, help="write all numbers into this file")
+    add("--plots", type=Path, help="draw plots into this folder")
+    return parser.parse_args()
 
 
 def _llama(model: Any, file: Path, context: int, threads: int, found: Found) -> LlamaCpp | None:
+    if model.device.type != "cpu":
+        found.missing.append("llama.cpp: it is compared on a CPU only, where it is built as pip builds it")
+        return None
     try:
         from benchmarks.gguf_file import write_gguf
 
@@ -326,4 +356,4 @@ def _llama(model: Any, file: Path, context: int, threads: int, found: Found) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

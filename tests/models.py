@@ -39,14 +39,15 @@ def mistral_config(**changes: Any) -> MistralConfig:
     return MistralConfig(**(values | changes))
 
 
-def random_mistral(seed: int = 0, *, packed: bool = True, **changes: Any) -> MistralForCausalLM:
+def random_mistral(seed: int = 0, *, packed: bool = True, device: str = "cpu", **changes: Any) -> MistralForCausalLM:
     """A Mistral whose every token depends on all that it sees: initial weights are too small for that.
 
     Args:
         packed: attends as the product has it do; False: as transformers has.
     """
-    generator = torch.Generator().manual_seed(seed)
-    model = MistralForCausalLM(mistral_config(**changes)).eval().requires_grad_(False)
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.device(device):
+        model = MistralForCausalLM(mistral_config(**changes)).eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.ndim == 2:
             parameter.normal_(0, 1.2 / parameter.shape[1] ** 0.5, generator=generator)

@@ -32,7 +32,7 @@ from cag_daemon.places import make_cache_folder, self_test_folder, self_test_fol
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 RESULT = "result.json"
 LAYERS = 2  # the others have the same shapes
 QUESTION, ANSWER = 7, 3  # tokens, in between

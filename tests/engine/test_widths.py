@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -58,6 +59,19 @@ def test_rows_whose_bits_depend_on_their_place_are_not_drafted() -> None:
 
     loaded.model.get_decoder().layers[1].mlp.register_forward_hook(by_place)
     assert found(loaded) == ()
+
+
+def test_a_width_that_takes_longer_than_a_wider_one_is_left_out() -> None:
+    loaded = loaded_random(TOKENIZER)
+    narrowest, *wider = found(loaded)
+
+    def dawdle(layer: Any, inputs: Any, output: torch.Tensor) -> None:
+        if output.shape[1] == narrowest:
+            time.sleep(0.05)
+
+    loaded.model.get_decoder().layers[0].mlp.register_forward_hook(dawdle)
+    assert narrowest not in found(loaded)
+    assert found(loaded)[-1] == wider[-1]
 
 
 def test_a_model_without_room_for_the_test_is_not_drafted() -> None:
