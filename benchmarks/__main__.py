@@ -261,13 +261,12 @@ def quoted() -> tuple[list[int], list[list[int]]]:
     return encode(text, add_special_tokens=False), [encode(" " + each, add_special_tokens=False)[1:] for each in kept]
 
 
-def ours_of(model: Any, context: int) -> Ours:
-    """The product's way with a model, with the widths that the product would find for it."""
-    bytes_, chunk = read_by_a_token(model), default_chunk(model.device, torch.bfloat16)
+def ours_of(model: Any, parameters: int, context: int) -> Ours:
+    """The product's way with a model of so many parameters, with the widths that the product would find for it."""
+    chunk, vocabulary = default_chunk(model.device, torch.bfloat16), range(model.config.vocab_size)
     way = Ours(model, chunk, ())
-    vocabulary = range(model.config.vocab_size)
     loaded = LoadedModel(
-        model, vocabulary, "random", "", str(model.device), "bfloat16", bytes_ // 2, bytes_, chunk, context
+        model, vocabulary, "random", "", str(model.device), "bfloat16", parameters, 2 * parameters, chunk, context
     )
     way.widths = self_test(loaded, None).widths
     return way
@@ -294,15 +293,15 @@ def main() -> None:
         torch.set_default_dtype(torch.float32)
         context = max(*options.lengths, CHUNKED) + 512
         llama = _llama(plain, Path(name) / "model.gguf", context, options.threads, found)
-        fewer = {}
+        fewer, parameters = {}, sum(each.numel() for each in plain.parameters())
         for kind in KINDS:
             status.update(f"Quantising to {kind} …")
             model = another(plain)
             quantize_module(model, kind, torch.bfloat16, device)
-            fewer[kind] = ours_of(model, context)
+            fewer[kind] = ours_of(model, parameters, context)
         model = another(plain)
         pack_linears(model)
-        way = ours_of(model, context)
+        way = ours_of(model, parameters, context)
 
         def document(length: int) -> list[int]:
             """The example behind as many other tokens as are needed."""
@@ -316,7 +315,7 @@ def main() -> None:
         measure(bench, options.lengths, found, tell)
         chunks(bench, found, tell)
     how = (
-        f"{sum(each.numel() for each in plain.parameters()) / 1e9:.2f} billion weights in bfloat16, "
+        f"{parameters / 1e9:.2f} billion weights in bfloat16, "
         f"{options.threads} threads on {device}, {bench.bandwidth / 1e9:,.0f} GB/s from memory, "
         f"{flops / 1e12:.2f} TFLOP/s, widths {list(way.widths)}"
     )

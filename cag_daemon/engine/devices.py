@@ -20,7 +20,8 @@ OFFLOAD = "cuda+cpu"
 # Tokens read at a time, multiples of 64. A GPU needs many to be busy. A CPU does not: one core (Zen 3, fp32) reads 113,
 # 136, 145, 149 tokens a second through a layer of a 7B model in chunks of 64, 128, 256, 512, and a linear layer is the
 # least that can be stopped. Without bfloat16 in its hardware it reads 25 in bfloat16, whatever the chunk: of 64 tokens
-# the largest linear layer takes 0.7 s.
+# the largest linear layer takes 0.7 s. With it (Zen 4, two cores, 0.5 billion parameters) it reads 340, 374, 397, 371
+# in chunks of 64, 128, 256, 512; and after each edit half a chunk more than has changed is read, on the average.
 DEFAULT_CHUNK = 512
 DEFAULT_CHUNK_CPU = 128
 DEFAULT_CHUNK_CPU_HALF = 64
@@ -97,7 +98,15 @@ def default_chunk(device: torch.device, dtype: torch.dtype) -> int:
 
     if device.type != "cpu":
         return DEFAULT_CHUNK
-    return DEFAULT_CHUNK_CPU if dtype == torch.float32 else DEFAULT_CHUNK_CPU_HALF
+    return DEFAULT_CHUNK_CPU if dtype == torch.float32 or _multiplies_bfloat16() else DEFAULT_CHUNK_CPU_HALF
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this processor has products of bfloat16 in its hardware, as far as torch knows."""
+    import torch
+
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(known.get(each) for each in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def environment(device: torch.device) -> str:
