@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
@@ -87,3 +88,18 @@ def save_model(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any)
     for name in TOKENIZER_FILES:
         shutil.copy(EMBEDDED / name, folder / name)
     return folder
+
+
+def _device(name: str, there: bool) -> Any:
+    return pytest.param(
+        name,
+        marks=[getattr(pytest.mark, name), pytest.mark.skipif(not there, reason=f"no {name} here that torch uses")],
+    )
+
+
+# What a promise about bits is tested on: the CPU, and whatever else is here.
+DEVICES = [
+    "cpu",
+    _device("cuda", torch.cuda.is_available()),
+    _device("mps", torch.backends.mps.is_available()),
+]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ from cag_daemon.engine.model import LoadedModel, load_model
 from cag_daemon.engine.self_test import Result, self_test
 from cag_daemon.errors import Stopped
 from tests.engine.caches import After
-from tests.models import embedded_tokenizer, loaded_random
+from tests.models import DEVICES, embedded_tokenizer, loaded_random
 
 ENGINE = settings.get_profile("engine")
 TOKENIZER = embedded_tokenizer()
@@ -85,16 +87,12 @@ class Guesses(Drafts):
         return [3 if at + place in self.wrong else token for place, token in enumerate(guess[:most])]
 
 
-MODELS: dict[tuple[str, int | None], tuple[LoadedModel, Result]] = {}
-
-
-def model_of(dtype: str, window: int | None) -> tuple[LoadedModel, Result]:
+@functools.cache
+def model_of(dtype: str, window: int | None, device: str = "cpu") -> tuple[LoadedModel, Result]:
     """A random model, and what the self-test says of it."""
-    if (dtype, window) not in MODELS:
-        loaded = loaded_random(TOKENIZER, sliding_window=window)
-        loaded.model.to(getattr(torch, dtype))
-        MODELS[dtype, window] = loaded, self_test(loaded, None)
-    return MODELS[dtype, window]
+    loaded = loaded_random(TOKENIZER, sliding_window=window)
+    loaded.model.to(device, getattr(torch, dtype))
+    return loaded, self_test(loaded, None)
 
 
 def decoded(
@@ -108,6 +106,7 @@ def decoded(
     return tokens, [each.clone() for layer in cache.layers for each in (layer.keys, layer.values)]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(ENGINE)
 @given(
     dtype=st.sampled_from(["float32", "bfloat16"]),
@@ -119,10 +118,17 @@ def decoded(
     wrong=st.sets(st.integers(0, 23), max_size=4),
 )
 def test_an_answer_with_drafts_is_the_one_without_bit_for_bit(
-    dtype: str, window: int | None, text: list[int], question: list[int], many: int, right: bool, wrong: set[int]
+    device: str,
+    dtype: str,
+    window: int | None,
+    text: list[int],
+    question: list[int],
+    many: int,
+    right: bool,
+    wrong: set[int],
 ) -> None:
-    (loaded, result), counts = model_of(dtype, window), DraftCounts()
-    assert result.widths  # on every CPU that was tried
+    (loaded, result), counts = model_of(dtype, window, device), DraftCounts()
+    assert result.widths or device != "cpu"  # on every CPU that was tried
     plain, bits = decoded(loaded.model, text, question, many, widths=result.widths)
     drafts = Guesses(text, question, (), many)
     drafts.truth, drafts.wrong = (plain if right else ()), sorted(wrong)
@@ -130,8 +136,44 @@ def test_an_answer_with_drafts_is_the_one_without_bit_for_bit(
     assert ours == plain
     assert all(map(torch.equal, ours_bits, bits))
     assert counts.accepted <= counts.drafted
-    if right and not wrong and many > 2:
+    if right and not wrong and many > 2 and result.widths:
         assert counts.accepted == counts.drafted > 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@settings(ENGINE)
+@given(
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    text=st.lists(st.integers(3, 12), min_size=1, max_size=150),
+    other=st.lists(st.integers(3, 12), min_size=1, max_size=60),
+    common=st.integers(0, 150),
+    question=st.lists(st.integers(3, 12), min_size=1, max_size=20),
+)
+def test_an_answer_after_a_history_is_the_one_without_bit_for_bit(
+    device: str, dtype: str, text: list[int], other: list[int], common: int, question: list[int]
+) -> None:
+    loaded, result = model_of(dtype, None, device)
+    assert result.passed or device != "cpu"  # on every CPU that was tried
+    plain, bits = decoded(loaded.model, text, question, 9, widths=result.widths)
+    # Another text was read first, and asked about; then what is common is kept, down to a chunk, and the rest is read.
+    cache = InPlaceCache(loaded.model.config)
+    before = [*text[:common], *other]
+    prefill(loaded.model, torch.tensor([before]), cache, chunk_size=CHUNK)
+    list(generate_step(loaded.model, torch.tensor([question]), cache, max_new_tokens=5, chunk_size=CHUNK))
+    kept = min(common, len(text)) // CHUNK * CHUNK
+    if kept == len(text):
+        kept -= CHUNK
+    clean_up(cache, kept)
+    prefill(loaded.model, torch.tensor([text[kept:]]), cache, chunk_size=CHUNK)
+    ours = list(
+        generate_step(
+            loaded.model, torch.tensor([question]), cache, max_new_tokens=9, chunk_size=CHUNK, widths=result.widths
+        )
+    )
+    if result.passed:
+        clean_up(cache, len(text) + len(question) + len(ours) - 1)
+        assert ours == plain
+        assert all(map(torch.equal, [each for layer in cache.layers for each in (layer.keys, layer.values)], bits))
 
 
 def test_an_answer_that_is_stopped_leaves_whole_passes() -> None:
