@@ -78,7 +78,8 @@ class Decoding:
             rows = [token, *draft, *[token] * (width - 1 - len(draft))]  # the rest is for the width's sake
         before = self.cache.get_seq_length()
         input_ids = torch.tensor([rows], device=self.model.device)
-        logits = forward(self.model, input_ids, self.cache, self.should_stop, logits_to_keep=len(rows)).logits
+        kept = {"logits_to_keep": len(rows), "wanted_rows": 1 + len(draft)}
+        logits = forward(self.model, input_ids, self.cache, self.should_stop, **kept).logits
         return self._verified(draft, logits, before)
 
     def _verified(self, draft: list[int], logits: torch.Tensor, before: int) -> list[int]:
@@ -136,6 +137,7 @@ def _pass(module: Any, piece: torch.Tensor, cache: Cache, should_stop: ShouldSto
     kept = {} if module is module.get_decoder() else {"logits_to_keep": width if widths and width in widths else 1}
     if width > tokens:
         piece = torch.cat([piece, piece[:, -1:].expand(-1, width - tokens)], 1)
+        kept["wanted_rows"] = tokens
     before = cache.get_seq_length()
     found = forward(module, piece, cache, should_stop, **kept)
     clean_up(cache, before + tokens)

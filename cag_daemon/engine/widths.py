@@ -112,7 +112,8 @@ def _rows(loaded: LoadedModel, cache: InPlaceCache, ids: torch.Tensor, width: in
     """Logits, keys and values of some tokens, in a pass filled up with others; the cache then ends with them."""
     before, many = cache.get_seq_length(), len(ids)
     rows = torch.cat([ids, ids.new_full((width - many,), 7)])
-    logits = forward(loaded.model, rows[None].to(loaded.model.device), cache, None, logits_to_keep=width).logits
+    kept = {"logits_to_keep": width, "wanted_rows": many}
+    logits = forward(loaded.model, rows[None].to(loaded.model.device), cache, None, **kept).logits
     clean_up(cache, before + many)
     made = [logits[0, :many].clone()]
     for layer in cache.layers:

@@ -66,6 +66,76 @@ def test_what_lies_behind_the_last_token_changes_nothing(before: int, rows: int)
     assert torch.equal(*found)
 
 
+@settings(ENGINE)
+@given(
+    heads=st.sampled_from(sorted(GROUPS)),
+    window=st.sampled_from([None, 11]),
+    before=st.integers(1, 300),
+    rows=st.sampled_from([2, 4, 16, 32]),
+    wanted=st.integers(1, 31),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_rows_that_nobody_wants_change_no_bit_of_the_others(
+    heads: tuple[int, int], window: int | None, before: int, rows: int, wanted: int, dtype: torch.dtype
+) -> None:
+    model = random_mistral(num_attention_heads=heads[0], num_key_value_heads=heads[1], sliding_window=window)
+    model = model.to(dtype)
+    wanted = min(wanted, rows)
+    ids = torch.randint(3, 64, (1, before + rows), generator=torch.Generator().manual_seed(before * 97 + rows))
+    found = []
+    for how in ({}, {"wanted_rows": wanted}):
+        cache = InPlaceCache(model.config)
+        prefill(model, ids[:, :before], cache)
+        logits = forward(model, ids[:, before:], cache, None, **how).logits[:, :wanted]
+        found.append([logits, *(layer.keys[:, :, : before + wanted] for layer in cache.layers)])
+    assert all(map(torch.equal, *found))
+
+
+def test_attention_is_not_paid_for_rows_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cag_daemon.engine import attention
+
+    model, given_ = MODELS[(4, 2), None, True], []
+    real = attention.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        given_.append(query.shape[0] * query.shape[2])
+        return real(query, *args, **kwargs)
+
+    def rows_of(wanted: int) -> set[int]:
+        cache = InPlaceCache(model.config)
+        prefill(model, torch.arange(3, 60)[None], cache)
+        given_.clear()
+        forward(model, torch.arange(3, 19)[None], cache, None, wanted_rows=wanted)
+        return set(given_)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", watched)
+    for agreeing, rows, wanted in (
+        ((1, 2, 5), 2, 1),  # a row of each of the group's queries
+        ((1, 2, 5), 10, 5),
+        ((4, 8), 8, 1),
+        ((4, 8), 32, 9),
+        ((), 32, 1),
+    ):
+        monkeypatch.setattr(attention, "agreeing_rows", lambda *kind, agreeing=agreeing: agreeing)
+        assert rows_of(wanted) == {rows}
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 5, 12])
+def test_rows_that_depend_on_how_many_there_are_are_found_out(wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cag_daemon.engine import attention
+
+    kind = (torch.device("cpu"), torch.bfloat16, 4, 2, 8, 16)
+    usual = attention.agreeing_rows(*kind, 101)
+    assert len(usual) > 3  # on every CPU that was tried
+    real = attention.scaled_dot_product_attention
+
+    def differs(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return real(query, *args, **kwargs) * (1.5 if query.shape[2] == 2 * wrong else 1)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", differs)
+    assert attention.agreeing_rows(*kind, 200 + wrong) == tuple(each for each in usual if each != wrong)
+
+
 def test_a_pass_is_given_keys_up_to_the_grid_only_where_they_are_masked() -> None:
     for packed, wanted in ((True, GRID), (False, 5)):
         model = MODELS[(4, 2), None, packed]
