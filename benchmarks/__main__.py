@@ -94,10 +94,10 @@ def measure(bench: Bench, lengths: list[int], found: Found, told: Callable[[str]
         told(f"{length:,} tokens: reading")
         found.took("read: cag-daemon", length, ours.read(document))
         tutorial.fill(ours.cache)
-        told(f"{length:,} tokens: asking")
         if llama is not None:
-            told(f"{length:,} tokens: llama.cpp")
+            told(f"{length:,} tokens: reading, llama.cpp")
             found.took("read: llama.cpp", length, llama.read(document))
+        told(f"{length:,} tokens: asking")
         # One after the other, again and again: what else this machine does meets all of them.
         asked: dict[str, list[Answered]] = {}
         for _ in range(TIMES):
@@ -311,7 +311,10 @@ def main() -> None:
         status.update("Measuring the machine …")
         flops = measure_speed(str(device), options.threads).flops
         bench = Bench(plain, way, llama, quotes, document, bandwidth(device), flops, fewer)
-        tell = lambda words: status.update(words + " …")  # noqa: E731
+
+        def tell(words: str) -> None:
+            status.update(f"{words} …")
+
         measure(bench, options.lengths, found, tell)
         chunks(bench, found, tell)
     how = (

@@ -18,7 +18,7 @@ class Row:
         value: None: it was not run.
         goal: None: nothing is wanted.
         most: the goal is the most that is wanted, not the least.
-        before: tokens of the document; 0: it does not depend on one.
+        before: tokens of the document.
     """
 
     what: str
@@ -79,7 +79,7 @@ def show(found: Found, how: str) -> None:
     for row in in_order(found.rows):
         colour = {True: "green", False: "red", None: "default"}[row.met]
         goal = row.wanted + (" missed" if row.met is False else "")
-        table.add_row(row.what, f"{row.before:,}" if row.before else "", f"[{colour}]{row.measured}[/]", goal)
+        table.add_row(row.what, f"{row.before:,}", f"[{colour}]{row.measured}[/]", goal)
     console = Console(width=max(110, Console().width))
     console.print(table)
     for each in dict.fromkeys(found.notes):

@@ -23,9 +23,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 NAME = "cag_packed"  # part of the key of what is kept on disk: other kernels have other bits
+FEW = 64  # rows of a group, up to which keys and values are read once for all of the group
 TRIED = (100, 1000, 3000)  # keys, with which it is tried which rows agree
 log = logging.getLogger(__name__)
-FEW = 64  # rows of a group, up to which keys and values are read once for all of the group
 
 
 def install(model: Any) -> None:

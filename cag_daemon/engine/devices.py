@@ -98,7 +98,8 @@ def default_chunk(device: torch.device, dtype: torch.dtype) -> int:
 
     if device.type != "cpu":
         return DEFAULT_CHUNK
-    return DEFAULT_CHUNK_CPU if dtype == torch.float32 or _multiplies_bfloat16() else DEFAULT_CHUNK_CPU_HALF
+    quick = dtype == torch.float32 or (dtype == torch.bfloat16 and _multiplies_bfloat16())
+    return DEFAULT_CHUNK_CPU if quick else DEFAULT_CHUNK_CPU_HALF
 
 
 def _multiplies_bfloat16() -> bool:

@@ -328,6 +328,22 @@ def test_chunks_are_multiples_of_the_grid() -> None:
     assert all(default_chunk(torch.device(kind), dtype) % 64 == 0 for kind in kinds for dtype in dtypes)
 
 
+def test_a_cpu_reads_few_tokens_at_a_time_in_a_type_that_it_does_not_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for known, bfloat16 in (
+        ({"avx512_bf16": True}, 128),
+        ({"bf16": True}, 128),
+        ({"avx512_bf16": False}, 64),
+        ({}, 64),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
+        assert default_chunk(cpu, torch.bfloat16) == bfloat16
+        assert default_chunk(cpu, torch.float16) == 64
+        assert default_chunk(cpu, torch.float32) == 128
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # an older torch does not say
+    assert default_chunk(cpu, torch.bfloat16) == 64
+
+
 def test_get_kv_cache_reads_the_prompt_as_it_is(tokenizer: Any) -> None:
     model = random_mistral(vocab_size=3072)
     prompt = "<s>[INST] One. Two."

@@ -63,15 +63,21 @@ def test_rows_whose_bits_depend_on_their_place_are_not_drafted() -> None:
 
 def test_a_width_that_takes_longer_than_a_wider_one_is_left_out() -> None:
     loaded = loaded_random(TOKENIZER)
-    narrowest, *wider = found(loaded)
+    widest = max(found(loaded))  # how the others fare without this depends on the machine's noise
 
     def dawdle(layer: Any, inputs: Any, output: torch.Tensor) -> None:
-        if output.shape[1] == narrowest:
+        if output.shape[1] < widest:
             time.sleep(0.05)
 
-    loaded.model.get_decoder().layers[0].mlp.register_forward_hook(dawdle)
-    assert narrowest not in found(loaded)
-    assert found(loaded)[-1] == wider[-1]
+    handle = loaded.model.get_decoder().layers[0].mlp.register_forward_hook(dawdle)
+    assert found(loaded) == (widest,)
+    handle.remove()
+
+    def hurry(layer: Any, inputs: Any, output: torch.Tensor) -> None:
+        time.sleep(output.shape[1] / 2000)
+
+    loaded.model.get_decoder().layers[0].mlp.register_forward_hook(hurry)
+    assert len(found(loaded)) > 1
 
 
 def test_a_model_without_room_for_the_test_is_not_drafted() -> None:
