@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from cag_daemon.engine.devices import default_chunk
 from cag_daemon.engine.drafts import Drafts
-from cag_daemon.engine.passes import ShouldStop, clean_up, forward, one_sequence, reserve
+from cag_daemon.engine.passes import ShouldStop, answering, clean_up, one_sequence, reserve
 
 CHEAP = 4  # rows of a pass that take hardly longer than one: reading the weights takes the time
 
@@ -79,7 +79,7 @@ class Decoding:
         before = self.cache.get_seq_length()
         input_ids = torch.tensor([rows], device=self.model.device)
         kept = {"logits_to_keep": len(rows), "wanted_rows": 1 + len(draft)}
-        logits = forward(self.model, input_ids, self.cache, self.should_stop, **kept).logits
+        logits = answering(self.model, input_ids, self.cache, self.should_stop, **kept).logits
         return self._verified(draft, logits, before)
 
     def _verified(self, draft: list[int], logits: torch.Tensor, before: int) -> list[int]:
@@ -139,7 +139,7 @@ def _pass(module: Any, piece: torch.Tensor, cache: Cache, should_stop: ShouldSto
         piece = torch.cat([piece, piece[:, -1:].expand(-1, width - tokens)], 1)
         kept["wanted_rows"] = tokens
     before = cache.get_seq_length()
-    found = forward(module, piece, cache, should_stop, **kept)
+    found = answering(module, piece, cache, should_stop, **kept)
     clean_up(cache, before + tokens)
     return found
 

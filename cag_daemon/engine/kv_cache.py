@@ -98,12 +98,19 @@ class InPlaceLayer(CacheLayerMixin):  # type: ignore[misc]
                 raise ValueError(
                     f"The cache holds {_kind(buffer)}, and {_kind(new)} came: it belongs to another model."
                 )
-        end = self.length + key_states.shape[-2]
+        start, (keys, values) = self.length, self.claim(key_states.shape[-2])
+        # Detached: a cache is no place for gradients, and a graph through it would keep every pass alive.
+        keys[:, :, start : self.length] = key_states.detach()
+        values[:, :, start : self.length] = value_states.detach()
+        return keys, values
+
+    def claim(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make the cache longer by so many tokens, which the caller writes; there are buffers. Returns: see `update`."""
+        end = self.length + tokens
         if end > self.capacity:
             self.reserve(max(end, 2 * self.capacity))
-        # Detached: a cache is no place for gradients, and a graph through it would keep every pass alive.
-        self.key_buffer[:, :, self.length : end] = key_states.detach()
-        self.value_buffer[:, :, self.length : end] = value_states.detach()
+        assert self.key_buffer is not None
+        assert self.value_buffer is not None
         self.length = end
         seen = _rounded(end, self.grid)
         return self.key_buffer[:, :, :seen], self.value_buffer[:, :, :seen]

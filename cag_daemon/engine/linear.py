@@ -4,10 +4,13 @@ torch reorders a bfloat16 weight on a CPU for every product, or reads it as it l
 oneDNN gives the reordered weight to keep; it takes the place of the original, and memory holds each weight once.
 The operators are torch's own and private: they are tried first, and where they are missing or wrong, layers
 stay as they are. Only bfloat16: in float32 nothing was won.
+
+Where the reordered weight turns out to lie in the blocks that `few_rows` multiplies with, a layer says so.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 
@@ -19,16 +22,22 @@ from cag_daemon.engine.memory import trim
 log = logging.getLogger(__name__)
 ROWS = (1, 4, 8, 128)  # that are tried
 NEAR = 0.01  # of a product's norm; bfloat16 itself makes a half of it
+BLOCK = 64  # outputs of a block, if it is one as `blocks_at` looks for
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer without bias, on a CPU, its weight [out, in] as oneDNN wants it."""
+    """A linear layer without bias, on a CPU, its weight [out, in] as oneDNN wants it.
+
+    Attributes:
+        blocks_at: where its blocks lie, see `blocks_at`; None: not in such blocks.
+    """
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.bias = None
         self._packed = _pack(weight)
+        self.blocks_at = blocks_at(self._packed, weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product with x [..., in]."""
@@ -74,6 +83,33 @@ def packs() -> bool:
         log.info("Linear layers are not packed here: %s", error)
         return False
     return True
+
+
+def blocks_at(packed: torch.Tensor, weight: torch.Tensor) -> int | None:
+    """The address of a packed weight, if it lies in blocks [out / 64, in / 2, 64, 2], the last filled up.
+
+    oneDNN says nowhere how it packs, and another version or processor may do otherwise: some blocks are compared.
+    """
+    outputs, inputs = weight.shape
+    if inputs % 2:
+        return None
+    try:
+        address = int(torch.ops.mkldnn.data_ptr(packed))
+        size = int(torch.ops.mkldnn._nbytes(packed))
+    except (RuntimeError, AttributeError, TypeError, NotImplementedError):
+        return None
+    many = -(-outputs // BLOCK)
+    if not address or size != many * BLOCK * inputs * weight.itemsize:
+        return None
+    memory = torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=weight.dtype)
+    for number in {0, many // 2, many - 1}:
+        block = weight.new_zeros(BLOCK, inputs)
+        rows = weight[number * BLOCK : (number + 1) * BLOCK]
+        block[: len(rows)] = rows
+        wanted = block.view(BLOCK, inputs // 2, 2).transpose(0, 1).reshape(-1)
+        if not torch.equal(memory[number * BLOCK * inputs :][: BLOCK * inputs], wanted):
+            return None
+    return address
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.errors import Stopped
 
 ShouldStop = Callable[[], bool]
+NARROW = "narrow_pass"  # what a decoder calls its way for few rows, see `narrow`
 
 
 def clean_up(cache: Cache, origin_len: int) -> None:
@@ -49,9 +50,24 @@ def reserve(cache: Cache, tokens: int) -> None:
 
 
 def forward(module: Any, input_ids: torch.Tensor, cache: Cache, should_stop: ShouldStop | None, **kwargs: Any) -> Any:
-    """One pass of a model or its decoder, which happens whole or not at all; see `prefill` for the arguments."""
+    """One pass of a model or its decoder, which happens whole or not at all; see `prefill` for the arguments.
+
+    For documents: always by the same way, whatever else there is.
+    """
     with _whole_or_nothing(cache), _stoppable(module.get_decoder(), should_stop), torch.no_grad():
         return module(input_ids=input_ids, use_cache=True, **{cache_argument(module): cache}, **kwargs)
+
+
+def answering(module: Any, input_ids: torch.Tensor, cache: Cache, should_stop: ShouldStop | None, **kwargs: Any) -> Any:
+    """`forward` for questions and answers: by the narrow pass, where the model has one and the rows are few.
+
+    Its logits may lack rows behind those that are wanted.
+    """
+    narrow = getattr(module.get_decoder(), NARROW, None)
+    if narrow is None or not narrow.takes(input_ids, cache):
+        return forward(module, input_ids, cache, should_stop, **kwargs)
+    with _whole_or_nothing(cache), torch.no_grad():
+        return narrow(module, input_ids, cache, should_stop, **kwargs)
 
 
 def cache_argument(module: Any) -> str:

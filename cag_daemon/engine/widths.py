@@ -16,7 +16,7 @@ import torch
 from cag_daemon.engine.cag import clean_up, prefill
 from cag_daemon.engine.kv_cache import GRID, InPlaceCache
 from cag_daemon.engine.model import LoadedModel
-from cag_daemon.engine.passes import forward
+from cag_daemon.engine.passes import answering
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)
 SMALL = 100_000_000  # parameters up to which 16 rows take hardly longer than one
@@ -113,7 +113,7 @@ def _rows(loaded: LoadedModel, cache: InPlaceCache, ids: torch.Tensor, width: in
     before, many = cache.get_seq_length(), len(ids)
     rows = torch.cat([ids, ids.new_full((width - many,), 7)])
     kept = {"logits_to_keep": width, "wanted_rows": many}
-    logits = forward(loaded.model, rows[None].to(loaded.model.device), cache, None, **kept).logits
+    logits = answering(loaded.model, rows[None].to(loaded.model.device), cache, None, **kept).logits
     clean_up(cache, before + many)
     made = [logits[0, :many].clone()]
     for layer in cache.layers:

@@ -1,0 +1,231 @@
+"""Machine code for this very processor, made by LLVM when a model is loaded: nothing is compiled beforehand or kept.
+
+llvmlite brings LLVM. What is written here is the little that makes its intermediate code readable: loops, vectors of 16
+numbers, pieces of work that threads take one after another. Such code runs on torch's own threads, the ones of its
+OpenMP: no others are started, and they sleep when torch's do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from llvmlite import binding, ir
+
+LANES = 16  # numbers in a vector
+LINE = 64  # bytes that are read and written together
+
+
+class _BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite does not know."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+I32, I64, F32, POINTER = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.PointerType()
+FLOATS, INTS, HALVES = (ir.VectorType(each, LANES) for each in (F32, I32, _BFloat()))
+PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
+
+
+class Code:
+    """A function while it is written. Numbers are i64, addresses too; vectors have 16 numbers.
+
+    Args:
+        module: the function's.
+        name: by which it is found and called.
+        arguments: how many, each an i64.
+        inside: only other functions of the module call it.
+    """
+
+    def __init__(self, module: ir.Module, name: str, arguments: int, *, inside: bool = True) -> None:
+        self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * arguments), name)
+        if inside:
+            self.function.linkage = "internal"
+            self.function.attributes.add("noinline")
+        self.arguments = list(self.function.args)
+        self.b = ir.IRBuilder(self.function.append_basic_block())
+
+    def done(self) -> ir.Function:
+        """The function, which ends here."""
+        self.b.ret_void()
+        return self.function
+
+    def sum(self, first: Any, *rest: Any) -> Any:
+        """A sum of numbers, written out or computed."""
+        for each in rest:
+            first = self.b.add(_number(first), _number(each))
+        return first
+
+    def times(self, first: Any, *rest: Any) -> Any:
+        """A product of numbers."""
+        for each in rest:
+            first = self.b.mul(_number(first), _number(each))
+        return first
+
+    @contextmanager
+    def loop(self, first: Any, end: Any, step: int = 1) -> Iterator[Any]:
+        """For each number from ``first`` on that is less than ``end``."""
+        b, before = self.b, self.b.block
+        head, body, after = (b.append_basic_block() for _ in range(3))
+        b.branch(head)
+        b.position_at_end(head)
+        at = b.phi(I64)
+        at.add_incoming(_number(first), before)
+        b.cbranch(b.icmp_signed("<", at, _number(end)), body, after)
+        b.position_at_end(body)
+        yield at
+        at.add_incoming(self.sum(at, step), b.block)
+        b.branch(head)
+        b.position_at_end(after)
+
+    def load(self, kind: ir.Type, address: Any) -> Any:
+        """What stands at an address."""
+        return self.b.load(self.b.inttoptr(address, POINTER), align=4, typ=kind)
+
+    def store(self, value: Any, address: Any) -> None:
+        """Write a value to an address."""
+        self.b.store(value, self.b.inttoptr(address, POINTER), align=4)
+
+    def number(self, address: Any, place: int = 0) -> Any:
+        """The i64 of a list of them."""
+        return self.load(I64, self.sum(address, 8 * place))
+
+    def intrinsic(self, name: str, result: ir.Type, *values: Any) -> Any:
+        """LLVM's own function of that name."""
+        kind = ir.FunctionType(result, [each.type for each in values])
+        known = self.b.module.globals.get(name) or ir.Function(self.b.module, kind, name)
+        return self.b.call(known, values)
+
+    def spread(self, value: Any) -> Any:
+        """A vector of one number."""
+        empty = ir.VectorType(value.type, LANES)(ir.Undefined)
+        return self.b.shuffle_vector(self.b.insert_element(empty, value, I32(0)), empty, INTS([0] * LANES))
+
+    def wide(self, address: Any) -> Any:
+        """Sixteen bfloat16 numbers, as float32."""
+        return self.b.fpext(self.load(HALVES, address), FLOATS)
+
+    def rounded(self, value: Any) -> Any:
+        """To bfloat16 and back, as where torch keeps what it has computed."""
+        return self.b.fpext(self.b.fptrunc(value, HALVES), FLOATS)
+
+    def store_narrow(self, value: Any, address: Any) -> None:
+        """Write sixteen float32 numbers as bfloat16."""
+        self.store(self.b.fptrunc(value, HALVES), address)
+
+    def add_up(self, value: Any) -> Any:
+        """The sum of a vector, always in the same order."""
+        width = LANES
+        while width > 1:
+            width //= 2
+            kind = ir.VectorType(I32, width)
+            low, high = kind(list(range(width))), kind(list(range(width, 2 * width)))
+            value = self.b.fadd(self.b.shuffle_vector(value, value, low), self.b.shuffle_vector(value, value, high))
+        return self.b.extract_element(value, I32(0))
+
+    def take(self, counter: Any) -> Any:
+        """The number that a counter has, which then has the next."""
+        return self.b.atomic_rmw("add", self.b.inttoptr(counter, POINTER), I64(1), "acq_rel")
+
+    @contextmanager
+    def pieces(self, counters: Any, number: int, many: Any) -> Iterator[Any]:
+        """For each piece of a work that threads share, until all pieces are done, by whomever.
+
+        Args:
+            counters: zeros, two lines of memory for each work.
+            number: of the work.
+            many: pieces.
+        """
+        b = self.b
+        taken, finished = (self.sum(counters, (2 * number + each) * LINE) for each in (0, 1))
+        head, body, after, look, again, end = (b.append_basic_block() for _ in range(6))
+        b.branch(head)
+        b.position_at_end(head)
+        piece = self.take(taken)
+        b.cbranch(b.icmp_signed("<", piece, _number(many)), body, after)
+        b.position_at_end(body)
+        yield piece
+        self.take(finished)
+        b.branch(head)
+        # Others may still be at theirs. No wait is longer than a piece, but where their core has other things to do.
+        b.position_at_end(after)
+        b.branch(look)
+        b.position_at_end(look)
+        tried = b.phi(I64)
+        tried.add_incoming(I64(0), after)
+        count = b.load_atomic(b.inttoptr(finished, POINTER), "acquire", 8, typ=I64)
+        b.cbranch(b.icmp_signed(">=", count, _number(many)), end, again)
+        b.position_at_end(again)
+        with b.if_then(b.icmp_signed(">", tried, I64(PATIENCE))):
+            b.call(b.module.globals.get("sched_yield") or _yield(b.module), [])
+        tried.add_incoming(self.sum(tried, 1), b.block)
+        b.branch(look)
+        b.position_at_end(end)
+
+
+PATIENCE = 2000  # looks, before others are let onto the core
+
+
+def _number(value: Any) -> Any:
+    return I64(value) if isinstance(value, int) else value
+
+
+def _yield(module: ir.Module) -> ir.Function:
+    return ir.Function(module, ir.FunctionType(I32, []), "sched_yield")
+
+
+@functools.cache
+def features() -> frozenset[str]:
+    """What this processor can do, in LLVM's words."""
+    return frozenset(name for name, there in binding.get_host_cpu_features().items() if there)
+
+
+class Compiled:
+    """The functions of a module, compiled; the code stays as long as this does."""
+
+    def __init__(self, module: ir.Module) -> None:
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+        target = binding.Target.from_default_triple()
+        machine = target.create_target_machine(
+            cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3, jit=True
+        )
+        parsed = binding.parse_assembly(str(module))
+        builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=3))
+        builder.getModulePassManager().run(parsed, builder)
+        self._engine = binding.create_mcjit_compiler(parsed, machine)
+        self._engine.finalize_object()
+
+    def address(self, name: str) -> int:
+        """Where a function begins."""
+        return int(self._engine.get_function_address(name))
+
+
+class Threads:
+    """torch's threads, to run machine code on all of them at once.
+
+    Raises:
+        OSError, AttributeError: torch has no OpenMP here, or another one.
+    """
+
+    def __init__(self) -> None:
+        library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+        self._parallel = ctypes.CDLL(str(library)).GOMP_parallel  # of whichever library torch has it from
+        self._parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        self._parallel.restype = None
+
+    def run(self, function: int, argument: int) -> None:
+        """Have each thread call a function, by address, with one argument; done when all are."""
+        self._parallel(function, argument, torch.get_num_threads(), 0)

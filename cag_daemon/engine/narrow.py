@@ -1,0 +1,289 @@
+"""The narrow pass: few rows through the layers of a Mistral by machine code of our own, attention aside.
+
+A token that is decoded, a draft that is verified and a piece of a question are so few rows that they should take as long
+as their weights take to come from memory. Through torch each layer is some forty operators, which take a fifth of a
+token's time on top of the products. Here a layer is attention and one call, see `layer_code`.
+
+What it computes is the plain pass, rounded in the same places, but for the order of sums. It is only for what is known
+to the last module: bfloat16 on a CPU, packed weights in blocks, no biases, no windows. It is tried beside the plain
+pass when a model is loaded; where it can't be had or is wrong, all passes stay plain, and the log says why. Documents
+are always read by plain passes: what is kept of them does not depend on this.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import struct
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cag_daemon.engine.attention import attend
+from cag_daemon.engine.kv_cache import GRID, InPlaceCache, InPlaceLayer
+from cag_daemon.engine.linear import PackedLinear
+from cag_daemon.engine.passes import NARROW, ShouldStop, clean_up, forward
+from cag_daemon.errors import Stopped, one_line
+
+if TYPE_CHECKING:
+    from cag_daemon.engine.machine_code import Compiled, Threads
+
+log = logging.getLogger(__name__)
+KNOWN = ("transformers.models.mistral.modeling_mistral", "transformers.models.ministral3.modeling_ministral3")
+NORMS = ("input_layernorm", "post_attention_layernorm")
+OF_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+OF_NETWORK = ("gate_proj", "up_proj", "down_proj")
+HEAD_SIZES = (64, 128, 256)
+TRIED_ROWS = (1, 5)
+TRIED_LAYERS = 2
+NEAR = 0.03  # of a tensor's norm: rounding makes up to a hundredth, and sharp attention more of it
+
+
+class Unknown(Exception):
+    """A model, a processor or a torch that the narrow pass is not for."""
+
+
+def narrow(model: Any) -> bool:
+    """Have a model's passes of few rows be narrow ones, where that is possible; whether they are.
+
+    Args:
+        model: as `pack_linears` leaves it.
+    """
+    decoder = model.get_decoder()
+    try:
+        _check(model)
+        passes = NarrowPass(model)
+        _try(model, passes)
+    except Exception as error:  # whatever it is: it goes without
+        log.info("Passes of few rows go through torch: %s", one_line(error))
+        return False
+    setattr(decoder, NARROW, passes)
+    return True
+
+
+class NarrowPass:
+    """The passes of few rows through one model.
+
+    Raises:
+        Unknown: its weights do not lie in blocks.
+        ImportError, OSError, AttributeError, RuntimeError: there is no compiler here, or no threads.
+    """
+
+    def __init__(self, model: Any) -> None:
+        from cag_daemon.engine.few_rows import MOST_ROWS
+        from cag_daemon.engine.layer_code import COUNTERS, LINE, Call, Weights, own_bytes
+
+        decoder, config = model.get_decoder(), model.config.get_text_config(decoder=True)
+        attention = decoder.layers[0].self_attn
+        self.most_rows, self._places = MOST_ROWS, Call
+        self._code, self._threads = _compiled()
+        self._head_size = attention.head_dim
+        self._heads, self._shared = config.num_attention_heads, config.num_key_value_heads
+        self._hidden = torch.zeros(MOST_ROWS, config.hidden_size, dtype=torch.bfloat16)
+        self._queries = torch.zeros(MOST_ROWS * self._heads * self._head_size, dtype=torch.bfloat16)
+        self._middle = torch.zeros(MOST_ROWS, config.intermediate_size, dtype=torch.bfloat16)
+        self._counters = torch.zeros(COUNTERS * LINE // 8, dtype=torch.int64)
+        self._own_bytes = own_bytes(config.hidden_size)
+        self._own = torch.zeros(0, dtype=torch.uint8)
+        # Each layer's, by its module: others may stand in the decoder for a while.
+        self._weights: dict[int, ctypes.Array[ctypes.c_int64]] = {}
+        for layer in decoder.layers:
+            norms = [getattr(layer, name).weight.data_ptr() for name in NORMS]
+            attended = [_blocks(getattr(layer.self_attn, name)) for name in OF_ATTENTION]
+            network = [_blocks(getattr(layer.mlp, name)) for name in OF_NETWORK]
+            listed = [norms[0], *attended, norms[1], *network]
+            self._weights[id(layer)] = (ctypes.c_int64 * len(Weights))(*listed)
+        head = model.lm_head
+        self._head = (_blocks(head), -(-head.out_features // 64)) if isinstance(head, PackedLinear) else None
+        self._call = call = (ctypes.c_int64 * len(Call))()
+        call[Call.COUNTERS] = self._counters.data_ptr()
+        call[Call.HIDDEN], call[Call.HIDDEN_SIZE] = self._hidden.data_ptr(), config.hidden_size
+        call[Call.MIDDLE], call[Call.INTERMEDIATE_SIZE] = self._middle.data_ptr(), config.intermediate_size
+        call[Call.HEAD_SIZE], call[Call.HEADS], call[Call.SHARED_HEADS] = self._head_size, self._heads, self._shared
+        (call[Call.EPSILON],) = struct.unpack("i", struct.pack("f", decoder.norm.variance_epsilon))
+        call[Call.OWN_BYTES] = self._own_bytes
+        call[Call.NORM] = decoder.norm.weight.data_ptr()
+        self._scale: Callable[[torch.Tensor], torch.Tensor] | None = _scale_of_queries(decoder, config)
+
+    def takes(self, input_ids: torch.Tensor, cache: Any) -> bool:
+        """Whether such a pass may be a narrow one."""
+        return (
+            isinstance(cache, InPlaceCache)
+            and input_ids.shape[0] == 1
+            and input_ids.shape[1] <= self.most_rows
+            and all(isinstance(each, InPlaceLayer) and each.grid == GRID for each in cache.layers)
+        )
+
+    def __call__(
+        self,
+        module: Any,
+        input_ids: torch.Tensor,
+        cache: InPlaceCache,
+        should_stop: ShouldStop | None,
+        logits_to_keep: int = 0,
+        wanted_rows: int | None = None,
+    ) -> SimpleNamespace:
+        """Pass some ids [1, n] through a model or its decoder, as `passes.forward` does.
+
+        Args:
+            logits_to_keep: of the last so many rows logits are made; 0: of all.
+            wanted_rows: how many of the rows, the first ones, are wanted: only they are computed.
+
+        Returns:
+            With ``logits`` [1, rows, vocabulary] of those of the kept rows that are wanted; None of a decoder.
+
+        Raises:
+            Stopped: ``should_stop`` said so, which is asked before every layer.
+        """
+        places, call = self._places, self._call
+        decoder, width = module.get_decoder(), input_ids.shape[1]
+        rows, start = wanted_rows or width, cache.get_seq_length()
+        self._hidden[:rows] = decoder.embed_tokens(input_ids[0, :rows])
+        positions = torch.arange(start, start + rows)[None]
+        turns = [each.contiguous() for each in decoder.rotary_emb(self._hidden[None, :rows], positions)]
+        scale = self._scale(positions) if self._scale is not None else None
+        queries = self._queries[: self._heads * width * self._head_size].view(1, self._heads, width, self._head_size)
+        self._room_for_threads()
+        call[places.ROWS], call[places.WIDTH] = rows, width
+        call[places.COSINES], call[places.SINES] = turns[0].data_ptr(), turns[1].data_ptr()
+        call[places.QUERIES], call[places.OUTPUT], call[places.AFTER] = queries.data_ptr(), 0, 0
+        seen = None
+        for layer, cached in zip(decoder.layers, cache.layers, strict=False):
+            if should_stop is not None and should_stop():
+                raise Stopped
+            if cached.key_buffer is None:
+                empty = self._hidden.new_empty(1, self._shared, 0, self._head_size)
+                cached.lazy_initialization(empty, empty)
+            keys, values = cached.claim(width)
+            skipped = start * self._head_size * keys.itemsize
+            call[places.KEYS], call[places.VALUES] = keys.data_ptr() + skipped, values.data_ptr() + skipped
+            call[places.HEAD_BYTES] = keys.stride(1) * keys.itemsize
+            call[places.BEFORE] = ctypes.addressof(self._weights[id(layer)])
+            self._run()
+            if scale is not None:
+                queries[:, :, :rows] *= scale
+            if seen is None:
+                seen = _mask(width, start, keys.shape[2])
+            attention = layer.self_attn
+            found, _ = attend(attention, queries, keys, values, seen, attention.scaling, rows)
+            attended = found[0, :rows].reshape(rows, -1).contiguous()
+            call[places.ATTENDED], call[places.AFTER] = attended.data_ptr(), call[places.BEFORE]
+        if module is decoder:
+            return SimpleNamespace(logits=None)  # nobody wants what the last layer makes of the last attention
+        call[places.BEFORE] = 0
+        return SimpleNamespace(logits=self._logits(module, rows, width, logits_to_keep or width))
+
+    def _logits(self, model: Any, rows: int, width: int, kept: int) -> torch.Tensor:
+        places, call, first = self._places, self._call, max(0, width - kept)
+        if self._head is None:  # tied to the embeddings, and so a plain one, whose bits depend on how many rows it gets
+            self._run()
+            return torch.as_tensor(model.lm_head(model.get_decoder().norm(self._hidden[None, first:width]))[:, : rows - first])
+        call[places.OUTPUT], blocks = self._head
+        logits = self._hidden.new_empty(1, rows - first, blocks * 64)
+        call[places.OUTPUT_BLOCKS], call[places.LOGITS], call[places.FIRST_LOGITS] = blocks, logits.data_ptr(), first
+        self._run()
+        return logits[:, :, : model.lm_head.out_features]
+
+    def _room_for_threads(self) -> None:
+        needed = torch.get_num_threads() * self._own_bytes
+        if self._own.numel() < needed:
+            self._own = torch.zeros(needed, dtype=torch.uint8)
+            self._call[self._places.OWN] = self._own.data_ptr()
+
+    def _run(self) -> None:
+        self._counters.zero_()
+        self._threads.run(self._code, ctypes.addressof(self._call))
+
+
+@functools.cache
+def _machine() -> tuple[Compiled, Threads]:
+    from cag_daemon.engine.layer_code import layer_module
+    from cag_daemon.engine.machine_code import Compiled, Threads, features
+
+    known = features()
+    if "avx512f" not in known:
+        raise Unknown("this processor has no AVX-512.")
+    return Compiled(layer_module(dot="avx512bf16" in known)), Threads()
+
+
+def _compiled() -> tuple[int, Threads]:
+    """The address of the code of a layer, and who runs it; made once for all models."""
+    compiled, threads = _machine()
+    return compiled.address("layer"), threads
+
+
+def _blocks(linear: Any) -> int:
+    found = linear.blocks_at if isinstance(linear, PackedLinear) else None
+    if found is None:
+        raise Unknown("its weights are not packed, or not in blocks of 64 outputs.")
+    return int(found)
+
+
+def _check(model: Any) -> None:
+    """Raise `Unknown` where a model is another one than those that the code is for."""
+    decoder, config = model.get_decoder(), model.config.get_text_config(decoder=True)
+    first = decoder.layers[0]
+    eps = decoder.norm.variance_epsilon
+    kinds = {type(each).__module__ for layer in decoder.layers for each in (layer, layer.self_attn, layer.mlp)}
+    hooked = [each for each in decoder.modules() if each._forward_hooks or each._forward_pre_hooks]
+    for right, what in (
+        (type(decoder).__module__ in KNOWN and kinds == {type(decoder).__module__}, "it has layers of another kind"),
+        (type(model).__name__.endswith("ForCausalLM"), "it is more than a decoder"),
+        (all(each.device.type == "cpu" for each in model.parameters()), "it is not on a CPU"),
+        (all(each.dtype == torch.bfloat16 for each in model.parameters()), "it is not in bfloat16"),
+        (config.hidden_act == "silu", f"its activation is {config.hidden_act}"),
+        (not getattr(config, "sliding_window", None), "it looks through a window"),
+        (config.hidden_size % 64 == config.intermediate_size % 64 == 0, "its sizes are no multiples of 64"),
+        (first.self_attn.head_dim in HEAD_SIZES, f"its heads are of size {first.self_attn.head_dim}"),
+        (all(getattr(each, name).variance_epsilon == eps for each in decoder.layers for name in NORMS), "norms differ"),
+        (not hooked, "somebody listens to its layers"),
+    ):
+        if not right:
+            raise Unknown(f"{what}.")
+
+
+def _scale_of_queries(decoder: Any, config: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Ministral 3 scales queries by their position, behind the rotation; None: the model does not."""
+    if type(decoder).__module__ == KNOWN[0]:
+        return None
+    from transformers.models.ministral3.modeling_ministral3 import get_llama_4_attn_scale
+
+    rope = config.rope_parameters
+    beta, original = rope.get("llama_4_scaling_beta"), rope.get("original_max_position_embeddings")
+    return lambda positions: get_llama_4_attn_scale(positions, beta, original).to(torch.bfloat16)
+
+
+def _mask(rows: int, start: int, keys: int) -> torch.Tensor:
+    """What each row sees, as `attention.mask` says it: all up to its own position."""
+    seen = torch.zeros(1, 1, rows, keys, dtype=torch.bfloat16)
+    hidden = torch.ones(rows, keys - start, dtype=torch.bool).triu_(1)
+    seen[0, 0, :, start:].masked_fill_(hidden, -torch.inf)
+    return seen
+
+
+def _try(model: Any, narrow_pass: NarrowPass) -> None:
+    """Raise `Unknown` if narrow passes of the first layers are not near the plain ones."""
+    decoder = model.get_decoder()
+    config = model.config.get_text_config(decoder=True)
+    layers, decoder.layers = decoder.layers, decoder.layers[:TRIED_LAYERS]
+    try:
+        cache = InPlaceCache(model.config)
+        del cache.layers[TRIED_LAYERS:]
+        ids = torch.randint(0, config.vocab_size, (1, GRID + max(TRIED_ROWS)), generator=torch.Generator().manual_seed(0))
+        start = GRID - 2  # passes over a multiple of the grid
+        forward(decoder, ids[:, :start], cache, None)
+        for rows in TRIED_ROWS:
+            found = []
+            for way in (forward, narrow_pass):
+                logits = way(model, ids[:, start : start + rows], cache, None, logits_to_keep=rows).logits
+                kept = [(each.keys[:, :, start:], each.values[:, :, start:]) for each in cache.layers]
+                found.append([logits.clone(), *(each.clone() for both in kept for each in both)])
+                clean_up(cache, start)
+            for plain, ours in zip(*found, strict=True):
+                if not (ours - plain).float().norm() <= NEAR * plain.float().norm():
+                    raise Unknown("what it computes is not what the plain pass does.")
+    finally:
+        decoder.layers = layers
