@@ -27,10 +27,12 @@ from rich.console import Console
 
 from benchmarks.table import Found, Row, plots, show
 from benchmarks.ways import Answered, InThePrompt, LlamaCpp, Ours, Retrieval, Tutorial
+from cag_daemon.engine.attention import install
 from cag_daemon.engine.devices import default_chunk
 from cag_daemon.engine.kv_cache import bytes_per_token
 from cag_daemon.engine.linear import pack_linears
 from cag_daemon.engine.model import LoadedModel, load_model
+from cag_daemon.engine.narrow import narrow
 from cag_daemon.engine.quantize import KINDS, quantize_module
 from cag_daemon.engine.self_test import self_test
 from cag_daemon.engine.speed import measure as measure_speed
@@ -301,6 +303,8 @@ def main() -> None:
             fewer[kind] = ours_of(model, parameters, context)
         model = another(plain)
         pack_linears(model)
+        install(model)
+        narrow(model)
         way = ours_of(model, parameters, context)
 
         def document(length: int) -> list[int]:

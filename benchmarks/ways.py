@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import DynamicCache
 
+from cag_daemon.engine import decoding
 from cag_daemon.engine.attention import install
 from cag_daemon.engine.cag import clean_up, generate_step, prefill
 from cag_daemon.engine.decoding import DraftCounts
 from cag_daemon.engine.drafts import Drafts
 from cag_daemon.engine.kv_cache import InPlaceCache
-from cag_daemon.engine.passes import forward
+from cag_daemon.engine.passes import answering, forward
 
 Ids = Sequence[int]
 
@@ -85,12 +87,14 @@ class Ours:
         origin, counts = self.cache.get_seq_length(), DraftCounts()
         start = origin + len(question)
 
-        def say(model: Any, inputs: Any, output: Any) -> None:
-            rows = output.logits.shape[1]
-            for row in range(rows):
-                at = self.cache.get_seq_length() - rows + row + 1 - start
-                if 0 <= at < len(told):
-                    output.logits[0, row, told[at]] = torch.inf
+        def say(module: Any, input_ids: torch.Tensor, cache: Any, *others: Any, **kept: Any) -> Any:
+            first = cache.get_seq_length() + input_ids.shape[1] - kept.get("logits_to_keep", 0) + 1 - start
+            output = answering(module, input_ids, cache, *others, **kept)
+            if getattr(output, "logits", None) is not None:
+                for row in range(output.logits.shape[1]):
+                    if 0 <= first + row < len(told):
+                        output.logits[0, row, told[first + row]] = torch.inf
+            return output
 
         def steps() -> Iterator[int]:
             drafts = Drafts(self._document, question, (), many) if drafted and self.widths else None
@@ -105,11 +109,8 @@ class Ours:
                 counts=counts,
             )
 
-        hook = self.model.register_forward_hook(say)
-        try:
+        with patch.object(decoding, "answering", say):
             found = timed(steps)
-        finally:
-            hook.remove()
         clean_up(self.cache, origin)
         return Answered(found.first, found.rest, found.tokens, counts.accepted)
 

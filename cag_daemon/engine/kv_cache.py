@@ -105,7 +105,7 @@ class InPlaceLayer(CacheLayerMixin):  # type: ignore[misc]
         return keys, values
 
     def claim(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Make the cache longer by so many tokens, which the caller writes; there are buffers. Returns: see `update`."""
+        """Grow by so many tokens, which the caller writes, where there are buffers; what is returned see `update`."""
         end = self.length + tokens
         if end > self.capacity:
             self.reserve(max(end, 2 * self.capacity))

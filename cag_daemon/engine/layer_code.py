@@ -1,20 +1,21 @@
 """A decoder layer of Mistral for few rows, but for its attention, as machine code.
 
-What follows one layer's attention and what comes before the next one's is one call: torch's threads go through its works
-together, and share the pieces of each, which are blocks of outputs. All that is small is done where its numbers are
-still at hand: norms by each thread for itself, residuals, rotations and SiLU on the sums of a product. Numbers are
-rounded to bfloat16 wherever torch rounds them.
+What follows one layer's attention and what comes before the next one's is one call: torch's threads go through its
+works together, and share the pieces of each, which are blocks of outputs. All that is small is done where its
+numbers are still at hand: norms by each thread for itself, residuals, rotations and SiLU on the sums of a product.
+Numbers are rounded to bfloat16 wherever torch rounds them.
 """
 
 from __future__ import annotations
 
+import struct
 from enum import IntEnum
 from typing import Any
 
 from llvmlite import ir
 
-from cag_daemon.engine.few_rows import BLOCK, LINE, MOST_OUTPUTS, MOST_ROWS, PER_PAIR, SUMS, write_product
-from cag_daemon.engine.machine_code import F32, FLOATS, I32, I64, INTS, LANES, Code
+from cag_daemon.engine.few_rows import BLOCK, MOST_ROWS, PER_PAIR, SUMS, write_product
+from cag_daemon.engine.machine_code import F32, FLOATS, I32, I64, INTS, LANES, LINE, Code
 
 HALF = 2  # bytes of a bfloat16
 VECTOR = LANES * HALF  # bytes
@@ -268,6 +269,4 @@ def silu(code: Code, x: Any) -> Any:
 
 def _single(value: float) -> float:
     """The nearest float32: LLVM takes no other for one."""
-    import struct
-
     return float(struct.unpack("f", struct.pack("f", value))[0])

@@ -83,6 +83,7 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
     import torch
 
     from cag_daemon.engine.linear import pack_linears
+    from cag_daemon.engine.narrow import narrow
 
     if wanted.threads:
         torch.set_num_threads(wanted.threads)
@@ -104,6 +105,8 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
             size, parameters = _bytes(model), _parameters(plan, model)
             packed = pack_linears(model)
             trim()  # where layers were brought into another form
+            if packed:
+                narrow(model)
     except CagError:
         raise
     except Exception as error:

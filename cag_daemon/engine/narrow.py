@@ -1,8 +1,8 @@
 """The narrow pass: few rows through the layers of a Mistral by machine code of our own, attention aside.
 
-A token that is decoded, a draft that is verified and a piece of a question are so few rows that they should take as long
-as their weights take to come from memory. Through torch each layer is some forty operators, which take a fifth of a
-token's time on top of the products. Here a layer is attention and one call, see `layer_code`.
+A token that is decoded, a draft that is verified and a piece of a question are so few rows that they should take as
+long as their weights take to come from memory. Through torch each layer is some forty operators, which take a fifth
+of a token's time on top of the products. Here a layer is attention and one call, see `layer_code`.
 
 What it computes is the plain pass, rounded in the same places, but for the order of sums. It is only for what is known
 to the last module: bfloat16 on a CPU, packed weights in blocks, no biases, no windows. It is tried beside the plain
@@ -74,7 +74,8 @@ class NarrowPass:
 
     def __init__(self, model: Any) -> None:
         from cag_daemon.engine.few_rows import MOST_ROWS
-        from cag_daemon.engine.layer_code import COUNTERS, LINE, Call, Weights, own_bytes
+        from cag_daemon.engine.layer_code import COUNTERS, Call, Weights, own_bytes
+        from cag_daemon.engine.machine_code import LINE
 
         decoder, config = model.get_decoder(), model.config.get_text_config(decoder=True)
         attention = decoder.layers[0].self_attn
@@ -178,9 +179,10 @@ class NarrowPass:
 
     def _logits(self, model: Any, rows: int, width: int, kept: int) -> torch.Tensor:
         places, call, first = self._places, self._call, max(0, width - kept)
-        if self._head is None:  # tied to the embeddings, and so a plain one, whose bits depend on how many rows it gets
+        if self._head is None:  # tied to the embeddings, and so a plain one: its bits depend on how many rows it gets
             self._run()
-            return torch.as_tensor(model.lm_head(model.get_decoder().norm(self._hidden[None, first:width]))[:, : rows - first])
+            normed = model.get_decoder().norm(self._hidden[None, first:width])
+            return torch.as_tensor(model.lm_head(normed)[:, : rows - first])
         call[places.OUTPUT], blocks = self._head
         logits = self._hidden.new_empty(1, rows - first, blocks * 64)
         call[places.OUTPUT_BLOCKS], call[places.LOGITS], call[places.FIRST_LOGITS] = blocks, logits.data_ptr(), first
@@ -272,7 +274,8 @@ def _try(model: Any, narrow_pass: NarrowPass) -> None:
     try:
         cache = InPlaceCache(model.config)
         del cache.layers[TRIED_LAYERS:]
-        ids = torch.randint(0, config.vocab_size, (1, GRID + max(TRIED_ROWS)), generator=torch.Generator().manual_seed(0))
+        random = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, config.vocab_size, (1, GRID + max(TRIED_ROWS)), generator=random)
         start = GRID - 2  # passes over a multiple of the grid
         forward(decoder, ids[:, :start], cache, None)
         for rows in TRIED_ROWS:

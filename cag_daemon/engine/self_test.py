@@ -26,6 +26,7 @@ from cag_daemon.engine.cag import clean_up, generate_step, prefill
 from cag_daemon.engine.devices import device_failed, environment
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.engine.model import LoadedModel
+from cag_daemon.engine.passes import NARROW
 from cag_daemon.engine.widths import agreeing
 from cag_daemon.errors import one_line
 from cag_daemon.places import make_cache_folder, self_test_folder, self_test_folders
@@ -67,6 +68,8 @@ def self_test(loaded: LoadedModel, cache_directory: str | None) -> Result:
     file = None
     if cache_directory is not None and loaded.key:
         key = f"{FORMAT}\n{loaded.key}\n{environment(loaded.model.device)}"
+        if hasattr(loaded.model.get_decoder(), NARROW):
+            key += f"\n{NARROW}"  # other widths agree, and what is kept on disk has the same bits with and without
         file = self_test_folder(cache_directory, loaded.name, key) / RESULT
         if (kept := _read(file)) is not None:
             return kept

@@ -1,0 +1,442 @@
+"""Passes of few rows by machine code of our own: what torch computes, the same bits for every number of rows."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Ministral3Config, Ministral3ForCausalLM
+
+from cag_daemon.engine import linear, narrow
+from cag_daemon.engine.attention import install
+from cag_daemon.engine.cag import clean_up, generate_step, prefill
+from cag_daemon.engine.drafts import Drafts
+from cag_daemon.engine.kv_cache import InPlaceCache
+from cag_daemon.engine.linear import PackedLinear, pack_linears
+from cag_daemon.engine.model import LoadedModel
+from cag_daemon.engine.passes import NARROW, answering, forward
+from cag_daemon.engine.self_test import self_test
+from cag_daemon.engine.widths import CANDIDATES, agreeing
+from cag_daemon.errors import Stopped
+from tests.models import embedded_tokenizer, random_mistral
+
+ENGINE = settings.get_profile("engine")
+SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def mistral(seed: int = 0, **changes: Any) -> Any:
+    """One that the narrow pass is for; its vocabulary fills no whole blocks."""
+    model = random_mistral(seed, **({**SHAPE, "head_dim": 64, "vocab_size": 200} | changes)).bfloat16()
+    pack_linears(model)
+    return model
+
+
+@functools.cache
+def here() -> bool:
+    return bool(narrow.narrow(mistral()))
+
+
+@functools.cache
+def shared_mistral() -> Any:
+    model = mistral()
+    assert narrow.narrow(model)
+    return model
+
+
+only_here = pytest.mark.skipif(not here(), reason="there is no narrow pass on this machine")
+IDS = torch.randint(3, 200, (1, 300), generator=torch.Generator().manual_seed(3))
+
+
+@contextmanager
+def threads(many: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(many)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ── products ────────────────────────────────────────────────────────────────────────────────
+
+
+@functools.cache
+def product_alone(dot: bool) -> tuple[Any, int, Any]:
+    """The product as a function of its own, given [counters, weight, x, bytes of a row, sums, rows, pairs, blocks]."""
+    from llvmlite import ir
+
+    from cag_daemon.engine.few_rows import PER_PAIR, write_product
+    from cag_daemon.engine.machine_code import Code, Compiled, Threads
+
+    module = ir.Module("product")
+    product = write_product(module, dot=dot)
+    code = Code(module, "run", 1, inside=False)
+    counters, weight, x, x_row, sums, rows, pairs, blocks = (code.number(code.arguments[0], at) for at in range(8))
+    with code.pieces(counters, 0, blocks) as block:
+        to = code.sum(sums, code.times(block, 16 * 1024))
+        code.b.call(product, [code.sum(weight, code.times(block, pairs, PER_PAIR)), x, x_row, to, rows, pairs])
+    code.done()
+    compiled = Compiled(module)
+    return compiled, compiled.address("run"), Threads()
+
+
+def multiplied(x: torch.Tensor, layer: PackedLinear, dot: bool) -> torch.Tensor:
+    """x [rows, in] times a packed weight, in float32."""
+    (rows, inputs), blocks = x.shape, -(-layer.out_features // 64)
+    counters, sums = torch.zeros(64, dtype=torch.int64), torch.full((blocks, 16, 256), torch.nan)
+    x = x.contiguous()
+    assert layer.blocks_at is not None
+    given_ = [
+        counters.data_ptr(),
+        layer.blocks_at,
+        x.data_ptr(),
+        2 * inputs,
+        sums.data_ptr(),
+        rows,
+        inputs // 2,
+        blocks,
+    ]
+    _, address, runner = product_alone(dot)
+    call = (ctypes.c_int64 * 8)(*given_)
+    runner.run(address, ctypes.addressof(call))
+    return sums[:, :rows, :64].transpose(0, 1).reshape(rows, -1)[:, : layer.out_features]
+
+
+def ways() -> list[bool]:
+    """Whether by the processor's own products of pairs: it may have none, and float32 numbers are always there."""
+    if not here():
+        return [False]
+    from cag_daemon.engine.machine_code import features
+
+    return [False, True] if "avx512bf16" in features() else [False]
+
+
+@only_here
+@pytest.mark.parametrize("dot", ways())
+@settings(ENGINE)
+@given(st.integers(1, 16), st.integers(1, 12), st.integers(1, 300), st.integers(0, 99))
+def test_a_product_is_the_exact_one_within_the_error_of_float32(
+    dot: bool, rows: int, inputs: int, outputs: int, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn((outputs, 32 * inputs), generator=random).bfloat16()
+    x = torch.randn((rows, 32 * inputs), generator=random).bfloat16()
+    exact = x.double() @ weight.double().T
+    most = x.double().abs() @ weight.double().abs().T  # what rounding is relative to
+    assert bool(((multiplied(x, PackedLinear(weight), dot) - exact).abs() <= 1e-5 * most).all())
+
+
+@only_here
+@pytest.mark.parametrize("dot", ways())
+@settings(ENGINE)
+@given(st.integers(1, 16), st.integers(1, 3), st.sampled_from([(64, 32), (320, 1216), (200, 4864)]))
+def test_the_bits_of_a_row_are_the_same_among_however_many_rows_and_threads(
+    dot: bool, rows: int, many: int, shape: tuple[int, int]
+) -> None:
+    random = torch.Generator().manual_seed(rows)
+    layer = PackedLinear(torch.randn(shape, generator=random).bfloat16())
+    x = torch.randn((16, shape[1]), generator=random).bfloat16()
+    with threads(2):
+        wanted = multiplied(x, layer, dot)
+    with threads(many):
+        first = random.initial_seed() % (17 - rows)
+        assert torch.equal(multiplied(x[first : first + rows], layer, dot), wanted[first : first + rows])
+
+
+@pytest.mark.parametrize("what", ["in another order", "of another size", "nowhere", "unknown"])
+def test_a_weight_that_lies_otherwise_is_not_read(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(128, 64).bfloat16()
+    rows_in_order = weight.view(2, 64, 32, 2).transpose(1, 2).contiguous()
+    memory = weight.contiguous() if what == "in another order" else rows_in_order
+
+    class Operators:
+        data_ptr = staticmethod(lambda packed: 0 if what == "nowhere" else memory.data_ptr())
+        if what != "unknown":
+            _nbytes = staticmethod(lambda packed: memory.nbytes + 64 * (what == "of another size"))
+
+    monkeypatch.setattr(torch.ops, "mkldnn", Operators)
+    assert linear.blocks_at(weight, weight) is None
+    what, memory = "", rows_in_order
+    monkeypatch.setattr(Operators, "_nbytes", staticmethod(lambda packed: memory.nbytes), raising=False)
+    assert linear.blocks_at(weight, weight) == memory.data_ptr()
+
+
+# ── passes ──────────────────────────────────────────────────────────────────────────────────
+
+
+def rows_of(model: Any, cache: Any, start: int, rows: int, width: int, way: Any) -> list[torch.Tensor]:
+    """Logits, keys and values of some rows behind the first tokens, in a pass of a width; the cache stays as it is."""
+    ids = torch.cat([IDS[:, start : start + rows], IDS[:, :1].expand(1, width - rows)], 1)
+    logits = way(model, ids, cache, None, logits_to_keep=width, wanted_rows=rows).logits[0, :rows]
+    kept = [each[0, :, start : start + rows].clone() for layer in cache.layers for each in (layer.keys, layer.values)]
+    clean_up(cache, start)
+    return [logits.clone(), *kept]
+
+
+def near(ours: torch.Tensor, plain: torch.Tensor, most: float = 0.02) -> bool:
+    return bool((ours - plain).float().norm() <= most * plain.float().norm())
+
+
+@only_here
+@settings(ENGINE)
+@given(
+    shape=st.sampled_from(
+        [
+            {},
+            {"head_dim": 128, "num_key_value_heads": 4},
+            {"num_attention_heads": 6, "num_key_value_heads": 1, "hidden_size": 320},
+            {"tie_word_embeddings": True},
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1e4,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+        ]
+    ),
+    start=st.integers(1, 200),
+    rows=st.integers(1, 16),
+    seed=st.integers(0, 3),
+)
+def test_a_narrow_pass_is_near_the_plain_one(shape: dict[str, Any], start: int, rows: int, seed: int) -> None:
+    model = mistral(seed, **shape)
+    cache = InPlaceCache(model.config)
+    prefill(model, IDS[:, :start], cache, chunk_size=64)
+    plain = rows_of(model, cache, start, rows, rows, forward)
+    assert narrow.narrow(model)
+    ours = rows_of(model, cache, start, rows, rows, answering)
+    assert not torch.equal(plain[0], ours[0]) or rows == 1 or shape  # it was another way
+    assert all(near(*both) for both in zip(ours, plain, strict=True))
+
+
+@only_here
+def test_ministral_3_scales_its_queries() -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    config = Ministral3Config(
+        **SHAPE, head_dim=64, vocab_size=200, num_hidden_layers=2, tie_word_embeddings=False,
+        rope_parameters={**rope, "llama_4_scaling_beta": 5.0},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Ministral3ForCausalLM(config).eval().requires_grad_(False).bfloat16()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.normal_(0, 1.5 / parameter.shape[1] ** 0.5)
+    install(model)
+    pack_linears(model)
+    cache = InPlaceCache(model.config)
+    prefill(model, IDS[:, :200], cache, chunk_size=64)
+    plain = rows_of(model, cache, 200, 5, 5, forward)
+    assert narrow.narrow(model)
+    assert all(near(*both) for both in zip(rows_of(model, cache, 200, 5, 5, answering), plain, strict=True))
+    getattr(model.get_decoder(), NARROW)._scale = None
+    assert not near(rows_of(model, cache, 200, 5, 5, answering)[0], plain[0])  # it makes a difference here
+
+
+@only_here
+@settings(ENGINE)
+@given(start=st.integers(1, 200), rows=st.integers(1, 16), more=st.integers(0, 15), many=st.integers(1, 3))
+def test_rows_have_the_bits_of_rows_one_by_one(start: int, rows: int, more: int, many: int) -> None:
+    model = shared_mistral()
+    cache = InPlaceCache(model.config)
+    prefill(model, IDS[:, :start], cache, chunk_size=64)
+    wanted = []
+    for row in range(rows):
+        wanted.append(rows_of(model, cache, start + row, 1, 1, answering))
+        answering(model, IDS[:, start + row : start + row + 1], cache, None)
+    clean_up(cache, start)
+    with threads(many):
+        ours = rows_of(model, cache, start, rows, min(16, rows + more), answering)
+    for row in range(rows):
+        for one, all_ in zip(wanted[row], ours, strict=True):
+            assert torch.equal(one[..., 0, :], all_[..., row, :])
+
+
+@only_here
+def test_only_the_logits_that_are_wanted_are_made() -> None:
+    model = shared_mistral()
+    cache = InPlaceCache(model.config)
+    prefill(model, IDS[:, :70], cache, chunk_size=64)
+
+    def logits(**kept: Any) -> Any:
+        found = answering(model, IDS[:, 70:78], cache, None, **kept).logits
+        clean_up(cache, 70)
+        return found
+
+    every = logits()
+    assert every.shape == (1, 8, 200)
+    assert torch.equal(logits(logits_to_keep=1), every[:, -1:])
+    assert torch.equal(logits(logits_to_keep=8, wanted_rows=3), every[:, :3])
+    assert answering(model.get_decoder(), IDS[:, 70:78], cache, None).logits is None
+    assert cache.get_seq_length() == 78
+
+
+@only_here
+def test_it_begins_on_an_empty_cache_and_makes_room() -> None:
+    model = shared_mistral()
+    caches = [InPlaceCache(model.config), InPlaceCache(model.config, 300)]
+    for cache in caches:
+        for at in range(0, 160, 16):
+            answering(model, IDS[:, at : at + 16], cache, None)
+        assert cache.get_seq_length() == 160
+    for one, other in zip(*(each.layers for each in caches), strict=True):
+        assert torch.equal(one.keys, other.keys)
+        assert torch.equal(one.values, other.values)
+
+
+@only_here
+@pytest.mark.parametrize("asked", range(3))
+def test_it_is_stopped_between_layers_and_leaves_nothing(asked: int) -> None:
+    model = shared_mistral()
+    cache = InPlaceCache(model.config)
+    prefill(model, IDS[:, :70], cache, chunk_size=64)
+    before = [layer.keys.clone() for layer in cache.layers]
+    times: list[int] = []
+
+    def should_stop() -> bool:
+        times.append(1)
+        return len(times) > asked
+
+    with pytest.raises(Stopped):
+        answering(model, IDS[:, 70:75], cache, should_stop)
+    assert len(times) == asked + 1
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, before, strict=True))
+
+
+@only_here
+def test_documents_are_read_as_without_it() -> None:
+    plain, ours = mistral(), shared_mistral()
+    caches = [InPlaceCache(plain.config), InPlaceCache(ours.config)]
+    for model, cache in zip((plain, ours), caches, strict=True):
+        for end in (64, 70, 140, 141):  # chunks that end early are few rows, too
+            prefill(model, IDS[:, cache.get_seq_length() : end], cache, chunk_size=64)
+    for one, other in zip(*(each.layers for each in caches), strict=True):
+        assert torch.equal(one.keys, other.keys)
+        assert torch.equal(one.values, other.values)
+
+
+def loaded(model: Any) -> LoadedModel:
+    chunk = 64
+    return LoadedModel(model, embedded_tokenizer(), "random", "", "cpu", "bfloat16", 10**9, 1, chunk, 512, key="k")
+
+
+@only_here
+def test_every_width_of_few_rows_agrees() -> None:
+    ours = loaded(shared_mistral())
+    found = agreeing(ours, InPlaceCache(ours.model.config))
+    assert found
+    assert max(found) <= 16  # wider ones go through torch
+    assert set(found) <= set(CANDIDATES)
+
+
+@only_here
+@settings(ENGINE)
+@given(st.integers(20, 250), st.integers(1, 20), st.integers(0, 9))
+def test_with_drafts_an_answer_is_the_one_without(length: int, question: int, seed: int) -> None:
+    model = shared_mistral()
+    few = torch.randint(3, 9, (1, length + question), generator=torch.Generator().manual_seed(seed))
+    cache, answers = InPlaceCache(model.config), []
+    prefill(model, few[:, :length], cache, chunk_size=64)
+    for widths, drafted in (((1, 2, 4, 8, 16), False), ((1, 2, 4, 8, 16), True), ((8, 16), True), ((4,), False)):
+        drafts = Drafts(few[0, :length].tolist(), few[0, length:].tolist(), (), 20) if drafted else None
+        steps = generate_step(
+            model, few[:, length:], cache, max_new_tokens=20, chunk_size=64, widths=widths, drafts=drafts
+        )
+        tokens = list(steps)
+        answers.append((tokens, [layer.values[:, :, : length + question + 19].clone() for layer in cache.layers]))
+        clean_up(cache, length)
+    for tokens, values in answers[1:]:
+        assert tokens == answers[0][0]
+        assert all(map(torch.equal, values, answers[0][1]))
+
+
+# ── where there is none ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_act": "gelu"},
+        {"sliding_window": 64},
+        {"head_dim": 32},
+        {"intermediate_size": 96},
+        {"hidden_size": 96},
+    ],
+    ids=str,
+)
+def test_other_models_go_the_plain_way(changes: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    model = mistral(**changes)
+    with caplog.at_level(logging.INFO):
+        assert not narrow.narrow(model)
+    assert "Passes of few rows go through torch" in caplog.text
+    answering(model, IDS[:, :5], InPlaceCache(model.config), None)
+
+
+def test_so_do_models_with_biases_and_those_in_float32() -> None:
+    model = random_mistral(**SHAPE, head_dim=64, vocab_size=200)
+    assert not narrow.narrow(model)
+    biased = random_mistral(**SHAPE, head_dim=64, vocab_size=200).bfloat16()
+    attention = biased.get_decoder().layers[1].self_attn
+    attention.k_proj = torch.nn.Linear(128, 128, bias=True).bfloat16()
+    pack_linears(biased)
+    assert not narrow.narrow(biased)
+
+
+@pytest.mark.parametrize("what", ["no compiler", "no threads", "another layout", "a wrong product", "a listener"])
+def test_what_is_missing_or_wrong_is_noticed(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mistral()
+    narrow._machine.cache_clear()
+    if what == "no compiler":
+        for name in [name for name in sys.modules if name.startswith("llvmlite")]:
+            monkeypatch.setitem(sys.modules, name, None)
+        for room in ("machine_code", "few_rows", "layer_code"):
+            monkeypatch.delitem(sys.modules, f"cag_daemon.engine.{room}", raising=False)
+        monkeypatch.setitem(sys.modules, "llvmlite", None)
+    elif what == "no threads":
+
+        def missing(*_: Any) -> Any:
+            raise OSError("no such library")
+
+        monkeypatch.setattr(ctypes, "CDLL", missing)
+    elif what == "another layout":
+        model.get_decoder().layers[2].mlp.up_proj.blocks_at = None
+    elif what == "a wrong product":
+        first = model.get_decoder().layers[1].mlp
+        first.up_proj.blocks_at = first.gate_proj.blocks_at
+    else:
+        model.get_decoder().layers[0].mlp.register_forward_hook(lambda *_: None)
+    try:
+        assert not narrow.narrow(model)
+        assert not hasattr(model.get_decoder(), NARROW)
+    finally:
+        narrow._machine.cache_clear()
+
+
+@only_here
+def test_what_the_self_test_found_without_it_is_not_believed_with_it(tmp_path: Any) -> None:
+    plain, ours = loaded(mistral()), loaded(shared_mistral())
+    for each in (plain, ours, plain):
+        self_test(each, str(tmp_path))
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+
+
+@only_here
+def test_threads_that_have_nothing_to_do_sleep() -> None:
+    import time
+
+    model = shared_mistral()
+    answering(model, IDS[:, :5], InPlaceCache(model.config), None)
+    time.sleep(0.2)
+    began = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - began < 0.1
