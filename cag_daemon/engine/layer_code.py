@@ -1,26 +1,26 @@
-"""A decoder layer of Mistral for few rows, but for its attention, as machine code.
+"""A decoder layer of Mistral for few rows, as machine code.
 
-What follows one layer's attention and what comes before the next one's is one call: torch's threads go through its
-works together, and share the pieces of each, which are blocks of outputs. All that is small is done where its
-numbers are still at hand: norms by each thread for itself, residuals, rotations and SiLU on the sums of a product.
-Numbers are rounded to bfloat16 wherever torch rounds them.
+A layer is one call: torch's threads go through its works together, and share the pieces of each, which are blocks of
+outputs or spans of keys. All that is small is done where its numbers are still at hand: norms by each thread for
+itself, residuals, rotations and SiLU on the sums of a product. Numbers are rounded to bfloat16 wherever torch rounds
+them.
 """
 
 from __future__ import annotations
 
-import struct
 from enum import IntEnum
 from typing import Any
 
 from llvmlite import ir
 
+from cag_daemon.engine.attention_code import SPAN, part_bytes, part_of, span_bytes, write_span, write_whole
 from cag_daemon.engine.few_rows import BLOCK, MOST_ROWS, PER_PAIR, SUMS, write_product
-from cag_daemon.engine.machine_code import F32, FLOATS, I32, I64, INTS, LANES, LINE, Code
+from cag_daemon.engine.machine_code import F32, FLOATS, I32, I64, LANES, LINE, Code, exponential
 
 HALF = 2  # bytes of a bfloat16
 VECTOR = LANES * HALF  # bytes
 OF_SUMS = MOST_ROWS * SUMS  # bytes of a thread's sums; its normed rows follow
-COUNTERS = 12  # lines: two for each work, see `Code.pieces`, and one for the threads
+COUNTERS = 15  # lines: two for each work, see `Code.pieces`, and one for the threads
 
 
 class Call(IntEnum):
@@ -39,16 +39,18 @@ class Call(IntEnum):
     OWN_BYTES = 10
     MIDDLE = 11  # [rows, intermediate size]
     ATTENDED = 12  # [rows, heads · head size]
-    QUERIES = 13  # [heads, width, head size]
-    WIDTH = 14
+    QUERIES = 13  # [heads, rows, head size]
+    START = 14  # the position of the first row
     COSINES = 15  # [rows, head size]
     SINES = 16
-    KEYS = 17  # where the first new row goes, of [heads, capacity, head size]
+    KEYS = 17  # [heads, capacity, head size]
     VALUES = 18
     HEAD_BYTES = 19  # of keys of one head, up to those of the next
-    AFTER = 20  # the `Weights` of the layer whose attention was last
-    BEFORE = 21  # the `Weights` of the layer whose attention is next
-    NORM = 22  # the last one
+    SCALES = 20  # of the scores of each row, float32
+    PARTS = 21  # room for what each row makes of each span of keys
+    WEIGHTS = 22  # the layer's `Weights`; 0: no layer
+    NETWORK = 27  # whether its output is wanted, too, or keys and values alone
+    NORM = 28  # the last one
     OUTPUT = 23  # the packed weight that logits are made with
     OUTPUT_BLOCKS = 24
     LOGITS = 25  # [rows, 64 · blocks], of the rows from this one on:
@@ -72,22 +74,27 @@ class Weights(IntEnum):
 def layer_module(*, dot: bool) -> ir.Module:
     """The module with the function ``layer``, whose argument is the address of a `Call`."""
     module = ir.Module("layer")
-    write = _Layer(module, write_product(module, dot=dot), _norm(module))
-    write.all()
+    product = write_product(module, dot=dot)
+    _Layer(module, product, _norm(module), write_span(module, product), write_whole(module)).all()
     return module
 
 
-def own_bytes(hidden_size: int) -> int:
-    """What a thread needs for itself."""
-    return OF_SUMS + MOST_ROWS * hidden_size * HALF + 4096
+def own_bytes(hidden_size: int, head_size: int, group: int) -> int:
+    """What a thread needs for itself; ``group``: query heads that share keys and values."""
+    return max(OF_SUMS + MOST_ROWS * hidden_size * HALF, span_bytes(head_size, group * MOST_ROWS)) + 4096
+
+
+def parts_bytes(tokens: int, heads: int, head_size: int) -> int:
+    """What all parts of attention take, behind so many tokens in all."""
+    return -(-tokens // SPAN) * heads * MOST_ROWS * part_bytes(head_size)
 
 
 class _Layer:
     """The function ``layer``, while it is written."""
 
-    def __init__(self, module: ir.Module, product: ir.Function, norm: ir.Function) -> None:
+    def __init__(self, module: ir.Module, product: Any, norm: Any, span: Any, whole: Any) -> None:
         self.code = code = Code(module, "layer", 1, inside=False)
-        self.b, self.product, self.norm = code.b, product, norm
+        self.b, self.product, self.norm, self.span, self.whole = code.b, product, norm, span, whole
         (call,) = code.arguments
         given = {each: code.number(call, each) for each in Call}
         self.given = given
@@ -100,13 +107,18 @@ class _Layer:
     def all(self) -> None:
         """What is wanted of all that may be."""
         given, b = self.given, self.b
-        for wanted, write in (
-            (Call.AFTER, self.after_attention),
-            (Call.BEFORE, self.before_attention),
-            (Call.OUTPUT, self.logits),
-        ):
-            with b.if_then(b.icmp_signed("!=", given[wanted], I64(0))):
-                write()
+
+        def wanted(place: Call) -> Any:
+            return b.if_then(b.icmp_signed("!=", given[place], I64(0)))
+
+        with wanted(Call.WEIGHTS):
+            self.weights = {each: self.code.number(given[Call.WEIGHTS], each) for each in Weights}
+            self.keys_and_values()
+            with wanted(Call.NETWORK):
+                self.attention()
+                self.network()
+        with wanted(Call.OUTPUT):
+            self.logits()
         self.code.done()
 
     def multiply(self, weight: Any, block: Any, x: Any, inputs: Any, to: int = 0, rows: Any = None) -> None:
@@ -137,10 +149,32 @@ class _Layer:
         code = self.code
         return code.rounded(code.load(FLOATS, code.sum(self.sums, code.times(row, SUMS), code.times(at, 4))))
 
-    def after_attention(self) -> None:
-        """Its output product, and the feed-forward network."""
-        code, given = self.code, self.given
-        weights = {each: code.number(given[Call.AFTER], each) for each in Weights}
+    def attention(self) -> None:
+        """Each head's part of each span, and the parts together."""
+        code, given, b = self.code, self.given, self.b
+        rows, size, heads, shared = (given[each] for each in (Call.ROWS, Call.HEAD_SIZE, Call.HEADS, Call.SHARED_HEADS))
+        row_bytes, group, start = code.times(size, HALF), b.sdiv(heads, shared), given[Call.START]
+        spans = b.sdiv(code.sum(start, rows, SPAN - 1), I64(SPAN))
+        part = part_of(code, size)
+        with code.pieces(self.works, 4, code.times(shared, spans)) as piece:
+            head, span = b.sdiv(piece, spans), b.srem(piece, spans)
+            of_group = code.times(head, group, rows)
+            offset = code.sum(code.times(head, given[Call.HEAD_BYTES]), code.times(span, row_bytes, SPAN))
+            parts = code.sum(given[Call.PARTS], code.times(code.sum(code.times(of_group, spans), span), part))
+            query = code.sum(given[Call.QUERIES], code.times(of_group, row_bytes))
+            keys, values = (code.sum(given[each], offset) for each in (Call.KEYS, Call.VALUES))
+            where = [query, keys, values, given[Call.SCALES], parts, self.sums]
+            b.call(self.span, [*where, rows, group, size, code.times(span, SPAN), start, spans])
+        with code.pieces(self.works, 5, code.times(heads, rows)) as piece:
+            head, row = b.sdiv(piece, rows), b.srem(piece, rows)
+            to = code.sum(given[Call.ATTENDED], code.times(code.sum(code.times(row, heads), head), row_bytes))
+            parts = code.sum(given[Call.PARTS], code.times(piece, spans, part))
+            # A row knows only the spans that it sees, not those that rows behind it do.
+            b.call(self.whole, [parts, to, size, code.sum(b.sdiv(code.sum(start, row), I64(SPAN)), 1)])
+
+    def network(self) -> None:
+        """The output product of attention, and the feed-forward network."""
+        code, given, weights = self.code, self.given, self.weights
         blocks = self.b.sdiv(given[Call.HIDDEN_SIZE], I64(BLOCK))
         middle = given[Call.INTERMEDIATE_SIZE]
         with code.pieces(self.works, 0, blocks) as block:
@@ -160,10 +194,9 @@ class _Layer:
             self.multiply(weights[Weights.DOWN], block, given[Call.MIDDLE], middle)
             self.add_to_hidden(block)
 
-    def before_attention(self) -> None:
+    def keys_and_values(self) -> None:
         """Queries, keys and values, a head at a time; the first two rotated."""
-        code, given, b = self.code, self.given, self.b
-        weights = {each: code.number(given[Call.BEFORE], each) for each in Weights}
+        code, given, b, weights = self.code, self.given, self.b, self.weights
         heads, shared, size = given[Call.HEADS], given[Call.SHARED_HEADS], given[Call.HEAD_SIZE]
         head_row = code.times(size, HALF)
         self.normalise(weights[Weights.INPUT_NORM])
@@ -176,9 +209,10 @@ class _Layer:
 
             head = b.sub(piece, one_of(I64(0), heads, code.sum(heads, shared)))
             weight = one_of(weights[Weights.QUERY], weights[Weights.KEY], weights[Weights.VALUE])
-            of_head = b.select(is_query, code.times(given[Call.WIDTH], head_row), given[Call.HEAD_BYTES])
+            of_head = b.select(is_query, code.times(given[Call.ROWS], head_row), given[Call.HEAD_BYTES])
             start = one_of(given[Call.QUERIES], given[Call.KEYS], given[Call.VALUES])
-            to = code.sum(start, code.times(head, of_head))
+            skipped = b.select(is_query, I64(0), code.times(given[Call.START], head_row))
+            to = code.sum(start, skipped, code.times(head, of_head))
             blocks = b.sdiv(size, I64(BLOCK))
             sums = self.sums
             with code.loop(0, blocks) as block:
@@ -215,7 +249,7 @@ class _Layer:
         first, blocks = given[Call.FIRST_LOGITS], given[Call.OUTPUT_BLOCKS]
         rows = self.b.sub(given[Call.ROWS], first)
         self.normalise(given[Call.NORM], code.sum(given[Call.HIDDEN], code.times(first, self.row_bytes)), rows)
-        with code.pieces(self.works, 4, blocks) as block:
+        with code.pieces(self.works, 6, blocks) as block:
             self.multiply(given[Call.OUTPUT], block, self.normed, given[Call.HIDDEN_SIZE], rows=rows)
             with code.loop(0, rows) as row:
                 to = code.sum(given[Call.LOGITS], code.times(code.sum(code.times(row, blocks), block), BLOCK * HALF))
@@ -247,26 +281,4 @@ def _norm(module: ir.Module) -> ir.Function:
 
 def silu(code: Code, x: Any) -> Any:
     """x / (1 + exp(-x)), of sixteen numbers."""
-    b = code.b
-
-    def all_(value: float) -> Any:
-        return FLOATS([value] * LANES)
-
-    def fma(x: Any, y: Any, z: Any) -> Any:
-        return code.intrinsic("llvm.fma.v16f32", FLOATS, x, y, z)
-
-    # exp(y) is 2 to a whole number times a series at what is left, which is at most half of log 2.
-    y = code.intrinsic("llvm.minnum.v16f32", FLOATS, b.fneg(x), all_(87.0))
-    y = code.intrinsic("llvm.maxnum.v16f32", FLOATS, y, all_(-87.0))
-    whole = code.intrinsic("llvm.rint.v16f32", FLOATS, b.fmul(y, all_(1.4426950216293335)))
-    left = fma(whole, all_(-1.428606765330187e-06), fma(whole, all_(-0.693145751953125), y))
-    series = all_(1.0)
-    for place in (6, 5, 4, 3, 2, 1):
-        series = fma(series, b.fmul(left, all_(_single(1.0 / place))), all_(1.0))
-    power = b.shl(b.add(b.fptosi(whole, INTS), INTS([127] * LANES)), INTS([23] * LANES))
-    return b.fdiv(x, b.fadd(all_(1.0), b.fmul(series, b.bitcast(power, FLOATS))))
-
-
-def _single(value: float) -> float:
-    """The nearest float32: LLVM takes no other for one."""
-    return float(struct.unpack("f", struct.pack("f", value))[0])
+    return code.b.fdiv(x, code.b.fadd(code.all(1.0), exponential(code, code.b.fneg(x))))

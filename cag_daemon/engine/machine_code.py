@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Code:
             self.function.attributes.add("noinline")
         self.arguments = list(self.function.args)
         self.b = ir.IRBuilder(self.function.append_basic_block())
+        self.kept = self.b.alloca(FLOATS)  # what a loop makes of a vector
 
     def done(self) -> ir.Function:
         """The function, which ends here."""
@@ -108,6 +110,18 @@ class Code:
         known = self.b.module.globals.get(name) or ir.Function(self.b.module, kind, name)
         return self.b.call(known, values)
 
+    def intrinsic_like(self, name: str, *values: Any) -> Any:
+        """LLVM's own function for vectors like these."""
+        return self.intrinsic(f"{name}.v{values[0].type.count}f32", values[0].type, *values)
+
+    def least(self, one: Any, other: Any) -> Any:
+        """The lesser of two numbers."""
+        return self.b.select(self.b.icmp_signed("<", _number(one), _number(other)), _number(one), _number(other))
+
+    def all(self, value: float) -> Any:
+        """A vector of one number that is known now."""
+        return FLOATS([_single(value)] * LANES)
+
     def spread(self, value: Any) -> Any:
         """A vector of one number."""
         empty = ir.VectorType(value.type, LANES)(ir.Undefined)
@@ -125,15 +139,19 @@ class Code:
         """Write sixteen float32 numbers as bfloat16."""
         self.store(self.b.fptrunc(value, HALVES), address)
 
-    def add_up(self, value: Any) -> Any:
-        """The sum of a vector, always in the same order."""
+    def fold(self, value: Any, both: Callable[[Any, Any], Any]) -> Any:
+        """One number of a vector's sixteen, always in the same order."""
         width = LANES
         while width > 1:
             width //= 2
             kind = ir.VectorType(I32, width)
-            low, high = kind(list(range(width))), kind(list(range(width, 2 * width)))
-            value = self.b.fadd(self.b.shuffle_vector(value, value, low), self.b.shuffle_vector(value, value, high))
+            halves = (kind(list(range(each, each + width))) for each in (0, width))
+            value = both(*[self.b.shuffle_vector(value, value, each) for each in halves])
         return self.b.extract_element(value, I32(0))
+
+    def add_up(self, value: Any) -> Any:
+        """The sum of a vector."""
+        return self.fold(value, self.b.fadd)
 
     def take(self, counter: Any) -> Any:
         """The number that a counter has, which then has the next."""
@@ -173,6 +191,30 @@ class Code:
         tried.add_incoming(self.sum(tried, 1), b.block)
         b.branch(look)
         b.position_at_end(end)
+
+
+def exponential(code: Code, x: Any) -> Any:
+    """exp(x) of sixteen numbers, x within ± 87: beyond that it is what it is there."""
+    b = code.b
+
+    def fma(x: Any, y: Any, z: Any) -> Any:
+        return code.intrinsic("llvm.fma.v16f32", FLOATS, x, y, z)
+
+    # It is 2 to a whole number, times a series at what is left: at most half of log 2.
+    x = code.intrinsic("llvm.maxnum.v16f32", FLOATS, x, code.all(-87.0))
+    x = code.intrinsic("llvm.minnum.v16f32", FLOATS, x, code.all(87.0))
+    whole = code.intrinsic("llvm.rint.v16f32", FLOATS, b.fmul(x, code.all(1.4426950216293335)))
+    left = fma(whole, code.all(-1.428606765330187e-06), fma(whole, code.all(-0.693145751953125), x))
+    series = code.all(1.0)
+    for place in (6, 5, 4, 3, 2, 1):
+        series = fma(series, b.fmul(left, code.all(1.0 / place)), code.all(1.0))
+    power = b.shl(b.add(b.fptosi(whole, INTS), INTS([127] * LANES)), INTS([23] * LANES))
+    return b.fmul(series, b.bitcast(power, FLOATS))
+
+
+def _single(value: float) -> float:
+    """The nearest float32: LLVM takes no other for one."""
+    return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
 PATIENCE = 2000  # looks, before others are let onto the core

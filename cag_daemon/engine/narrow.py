@@ -1,8 +1,8 @@
-"""The narrow pass: few rows through the layers of a Mistral by machine code of our own, attention aside.
+"""The narrow pass: few rows through the layers of a Mistral by machine code of our own.
 
 A token that is decoded, a draft that is verified and a piece of a question are so few rows that they should take as
 long as their weights take to come from memory. Through torch each layer is some forty operators, which take a fifth
-of a token's time on top of the products. Here a layer is attention and one call, see `layer_code`.
+of a token's time on top of the products. Here a layer is one call, see `layer_code`.
 
 What it computes is the plain pass, rounded in the same places, but for the order of sums. It is only for what is known
 to the last module: bfloat16 on a CPU, packed weights in blocks, no biases, no windows. It is tried beside the plain
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cag_daemon.engine.attention import attend
 from cag_daemon.engine.kv_cache import GRID, InPlaceCache, InPlaceLayer
 from cag_daemon.engine.linear import PackedLinear
 from cag_daemon.engine.passes import NARROW, ShouldStop, clean_up, forward
@@ -74,21 +73,24 @@ class NarrowPass:
 
     def __init__(self, model: Any) -> None:
         from cag_daemon.engine.few_rows import MOST_ROWS
-        from cag_daemon.engine.layer_code import COUNTERS, Call, Weights, own_bytes
+        from cag_daemon.engine.layer_code import COUNTERS, Call, Weights, own_bytes, parts_bytes
         from cag_daemon.engine.machine_code import LINE
 
         decoder, config = model.get_decoder(), model.config.get_text_config(decoder=True)
         attention = decoder.layers[0].self_attn
         self.most_rows, self._places = MOST_ROWS, Call
-        self._code, self._threads = _compiled()
+        self._compiled, self._threads = _machine()
+        self._code = self._compiled.address("layer")
         self._head_size = attention.head_dim
         self._heads, self._shared = config.num_attention_heads, config.num_key_value_heads
         self._hidden = torch.zeros(MOST_ROWS, config.hidden_size, dtype=torch.bfloat16)
         self._queries = torch.zeros(MOST_ROWS * self._heads * self._head_size, dtype=torch.bfloat16)
         self._middle = torch.zeros(MOST_ROWS, config.intermediate_size, dtype=torch.bfloat16)
         self._counters = torch.zeros(COUNTERS * LINE // 8, dtype=torch.int64)
-        self._own_bytes = own_bytes(config.hidden_size)
-        self._own = torch.zeros(0, dtype=torch.uint8)
+        self._attended = torch.zeros_like(self._queries)
+        self._own_bytes = own_bytes(config.hidden_size, self._head_size, self._heads // self._shared)
+        self._parts_bytes = functools.partial(parts_bytes, heads=self._heads, head_size=self._head_size)
+        self._own = self._parts = torch.zeros(0, dtype=torch.uint8)
         # Each layer's, by its module: others may stand in the decoder for a while.
         self._weights: dict[int, ctypes.Array[ctypes.c_int64]] = {}
         for layer in decoder.layers:
@@ -106,8 +108,9 @@ class NarrowPass:
         call[Call.HEAD_SIZE], call[Call.HEADS], call[Call.SHARED_HEADS] = self._head_size, self._heads, self._shared
         (call[Call.EPSILON],) = struct.unpack("i", struct.pack("f", decoder.norm.variance_epsilon))
         call[Call.OWN_BYTES] = self._own_bytes
+        call[Call.QUERIES], call[Call.ATTENDED] = self._queries.data_ptr(), self._attended.data_ptr()
         call[Call.NORM] = decoder.norm.weight.data_ptr()
-        self._scale: Callable[[torch.Tensor], torch.Tensor] | None = _scale_of_queries(decoder, config)
+        self._scales = _scales(decoder, config)
 
     def takes(self, input_ids: torch.Tensor, cache: Any) -> bool:
         """Whether such a pass may be a narrow one."""
@@ -145,42 +148,31 @@ class NarrowPass:
         self._hidden[:rows] = decoder.embed_tokens(input_ids[0, :rows])
         positions = torch.arange(start, start + rows)[None]
         turns = [each.contiguous() for each in decoder.rotary_emb(self._hidden[None, :rows], positions)]
-        scale = self._scale(positions) if self._scale is not None else None
-        queries = self._queries[: self._heads * width * self._head_size].view(1, self._heads, width, self._head_size)
-        self._room_for_threads()
-        call[places.ROWS], call[places.WIDTH] = rows, width
+        scales = self._scales(positions)
+        self._room(start + width)
+        call[places.ROWS], call[places.START], call[places.SCALES] = rows, start, scales.data_ptr()
         call[places.COSINES], call[places.SINES] = turns[0].data_ptr(), turns[1].data_ptr()
-        call[places.QUERIES], call[places.OUTPUT], call[places.AFTER] = queries.data_ptr(), 0, 0
-        seen = None
-        for layer, cached in zip(decoder.layers, cache.layers, strict=False):
+        call[places.OUTPUT], call[places.NETWORK] = 0, 1
+        for number, (layer, cached) in enumerate(zip(decoder.layers, cache.layers, strict=False), 1):
             if should_stop is not None and should_stop():
                 raise Stopped
             if cached.key_buffer is None:
                 empty = self._hidden.new_empty(1, self._shared, 0, self._head_size)
                 cached.lazy_initialization(empty, empty)
             keys, values = cached.claim(width)
-            skipped = start * self._head_size * keys.itemsize
-            call[places.KEYS], call[places.VALUES] = keys.data_ptr() + skipped, values.data_ptr() + skipped
+            call[places.KEYS], call[places.VALUES] = keys.data_ptr(), values.data_ptr()
             call[places.HEAD_BYTES] = keys.stride(1) * keys.itemsize
-            call[places.BEFORE] = ctypes.addressof(self._weights[id(layer)])
+            call[places.WEIGHTS] = ctypes.addressof(self._weights[id(layer)])
+            if module is decoder and number == len(decoder.layers):
+                call[places.NETWORK] = 0  # nobody wants what the last layer puts out
             self._run()
-            if scale is not None:
-                queries[:, :, :rows] *= scale
-            if seen is None:
-                seen = _mask(width, start, keys.shape[2])
-            attention = layer.self_attn
-            found, _ = attend(attention, queries, keys, values, seen, attention.scaling, rows)
-            attended = found[0, :rows].reshape(rows, -1).contiguous()
-            call[places.ATTENDED], call[places.AFTER] = attended.data_ptr(), call[places.BEFORE]
-        if module is decoder:
-            return SimpleNamespace(logits=None)  # nobody wants what the last layer makes of the last attention
-        call[places.BEFORE] = 0
-        return SimpleNamespace(logits=self._logits(module, rows, width, logits_to_keep or width))
+        call[places.WEIGHTS] = 0
+        logits = None if module is decoder else self._logits(module, rows, width, logits_to_keep or width)
+        return SimpleNamespace(logits=logits)
 
     def _logits(self, model: Any, rows: int, width: int, kept: int) -> torch.Tensor:
         places, call, first = self._places, self._call, max(0, width - kept)
         if self._head is None:  # tied to the embeddings, and so a plain one: its bits depend on how many rows it gets
-            self._run()
             normed = model.get_decoder().norm(self._hidden[None, first:width])
             return torch.as_tensor(model.lm_head(normed)[:, : rows - first])
         call[places.OUTPUT], blocks = self._head
@@ -189,11 +181,15 @@ class NarrowPass:
         self._run()
         return logits[:, :, : model.lm_head.out_features]
 
-    def _room_for_threads(self) -> None:
-        needed = torch.get_num_threads() * self._own_bytes
-        if self._own.numel() < needed:
-            self._own = torch.zeros(needed, dtype=torch.uint8)
+    def _room(self, tokens: int) -> None:
+        """Room for what each thread and each span of the cache needs; none is ever given back."""
+        threads, parts = torch.get_num_threads() * self._own_bytes, self._parts_bytes(tokens)
+        if self._own.numel() < threads:
+            self._own = torch.zeros(threads, dtype=torch.uint8)
             self._call[self._places.OWN] = self._own.data_ptr()
+        if self._parts.numel() < parts:
+            self._parts = torch.zeros(parts, dtype=torch.uint8)
+            self._call[self._places.PARTS] = self._parts.data_ptr()
 
     def _run(self) -> None:
         self._counters.zero_()
@@ -202,6 +198,7 @@ class NarrowPass:
 
 @functools.cache
 def _machine() -> tuple[Compiled, Threads]:
+    """The code, made once for all models, and who runs it."""
     from cag_daemon.engine.layer_code import layer_module
     from cag_daemon.engine.machine_code import Compiled, Threads, features
 
@@ -209,12 +206,6 @@ def _machine() -> tuple[Compiled, Threads]:
     if "avx512f" not in known:
         raise Unknown("this processor has no AVX-512.")
     return Compiled(layer_module(dot="avx512bf16" in known)), Threads()
-
-
-def _compiled() -> tuple[int, Threads]:
-    """The address of the code of a layer, and who runs it; made once for all models."""
-    compiled, threads = _machine()
-    return compiled.address("layer"), threads
 
 
 def _blocks(linear: Any) -> int:
@@ -247,23 +238,16 @@ def _check(model: Any) -> None:
             raise Unknown(f"{what}.")
 
 
-def _scale_of_queries(decoder: Any, config: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Ministral 3 scales queries by their position, behind the rotation; None: the model does not."""
+def _scales(decoder: Any, config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What makes the factors of scores of positions [1, rows]: Ministral 3 has others behind its first context."""
+    scaling = decoder.layers[0].self_attn.scaling
     if type(decoder).__module__ == KNOWN[0]:
-        return None
+        return lambda positions: torch.full(positions.shape, scaling)
     from transformers.models.ministral3.modeling_ministral3 import get_llama_4_attn_scale
 
     rope = config.rope_parameters
     beta, original = rope.get("llama_4_scaling_beta"), rope.get("original_max_position_embeddings")
-    return lambda positions: get_llama_4_attn_scale(positions, beta, original).to(torch.bfloat16)
-
-
-def _mask(rows: int, start: int, keys: int) -> torch.Tensor:
-    """What each row sees, as `attention.mask` says it: all up to its own position."""
-    seen = torch.zeros(1, 1, rows, keys, dtype=torch.bfloat16)
-    hidden = torch.ones(rows, keys - start, dtype=torch.bool).triu_(1)
-    seen[0, 0, :, start:].masked_fill_(hidden, -torch.inf)
-    return seen
+    return lambda positions: scaling * get_llama_4_attn_scale(positions, beta, original).bfloat16().float()
 
 
 def _try(model: Any, narrow_pass: NarrowPass) -> None:

@@ -31,6 +31,7 @@ from tests.models import embedded_tokenizer, random_mistral
 
 ENGINE = settings.get_profile("engine")
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 
 
 def mistral(seed: int = 0, **changes: Any) -> Any:
@@ -95,18 +96,9 @@ def multiplied(x: torch.Tensor, layer: PackedLinear, dot: bool) -> torch.Tensor:
     counters, sums = torch.zeros(64, dtype=torch.int64), torch.full((blocks, 16, 256), torch.nan)
     x = x.contiguous()
     assert layer.blocks_at is not None
-    given_ = [
-        counters.data_ptr(),
-        layer.blocks_at,
-        x.data_ptr(),
-        2 * inputs,
-        sums.data_ptr(),
-        rows,
-        inputs // 2,
-        blocks,
-    ]
+    tensors = [counters.data_ptr(), layer.blocks_at, x.data_ptr(), 2 * inputs, sums.data_ptr()]
     _, address, runner = product_alone(dot)
-    call = (ctypes.c_int64 * 8)(*given_)
+    call = (ctypes.c_int64 * 8)(*tensors, rows, inputs // 2, blocks)
     runner.run(address, ctypes.addressof(call))
     return sums[:, :rows, :64].transpose(0, 1).reshape(rows, -1)[:, : layer.out_features]
 
@@ -216,16 +208,14 @@ def test_a_narrow_pass_is_near_the_plain_one(shape: dict[str, Any], start: int, 
     plain = rows_of(model, cache, start, rows, rows, forward)
     assert narrow.narrow(model)
     ours = rows_of(model, cache, start, rows, rows, answering)
-    assert not torch.equal(plain[0], ours[0]) or rows == 1 or shape  # it was another way
     assert all(near(*both) for both in zip(ours, plain, strict=True))
 
 
 @only_here
 def test_ministral_3_scales_its_queries() -> None:
-    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
     config = Ministral3Config(
         **SHAPE, head_dim=64, vocab_size=200, num_hidden_layers=2, tie_word_embeddings=False,
-        rope_parameters={**rope, "llama_4_scaling_beta": 5.0},
+        rope_parameters={**YARN, "llama_4_scaling_beta": 5.0},
     )  # fmt: skip
     torch.manual_seed(0)
     model = Ministral3ForCausalLM(config).eval().requires_grad_(False).bfloat16()
@@ -239,7 +229,7 @@ def test_ministral_3_scales_its_queries() -> None:
     plain = rows_of(model, cache, 200, 5, 5, forward)
     assert narrow.narrow(model)
     assert all(near(*both) for both in zip(rows_of(model, cache, 200, 5, 5, answering), plain, strict=True))
-    getattr(model.get_decoder(), NARROW)._scale = None
+    getattr(model.get_decoder(), NARROW)._scales = lambda positions: torch.full(positions.shape, 64**-0.5)
     assert not near(rows_of(model, cache, 200, 5, 5, answering)[0], plain[0])  # it makes a difference here
 
 
