@@ -61,6 +61,7 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       passes          a pass through the model: whole or not at all, and stoppable
       narrow          passes of few rows through a Mistral by code of our own: for whom, tried, and called
       layer_code      a decoder layer for few rows, as machine code
+      attention_code  attention of few rows, as machine code
       few_rows        products of few rows with packed weights, as machine code
       machine_code    LLVM, its intermediate code made readable, and torch's threads to run it
       decoding        the passes of one answer: a question in pieces, tokens, drafts verified

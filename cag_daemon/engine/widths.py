@@ -43,7 +43,7 @@ def agreeing(loaded: LoadedModel, cache: InPlaceCache) -> tuple[int, ...]:
     tried = [tuple(each for each in CANDIDATES if each >= base) for base in CANDIDATES if base <= WORTH]
     for widths in [OF_SMALL, *tried] if loaded.parameters < SMALL else tried:
         if found := _among(loaded, cache, ids, start, widths):
-            return _without_slow(loaded, cache, ids[:1], start, found)
+            return _without_slow(loaded, cache, ids, start, found)
     return ()
 
 
@@ -53,14 +53,14 @@ def _without_slow(
     """Those that are worth having: a narrow pass that takes longer than a wider one is not.
 
     oneDNN's products of two rows take a third longer than of four on a Zen 4. Which of them are used is only a matter
-    of speed, since all agree.
+    of speed, since all agree. They are full of tokens: a narrow pass computes no others.
     """
     took = dict.fromkeys(widths, math.inf)
     for _ in range(TIMES):
         for width in widths:
             clean_up(cache, start)
             began = time.perf_counter()
-            float(_rows(loaded, cache, ids, width)[0][0, 0])  # a GPU is waited for
+            float(_rows(loaded, cache, ids[:width], width)[0][0, 0])  # a GPU is waited for
             took[width] = min(took[width], time.perf_counter() - began)
     return tuple(width for width in widths if all(took[width] < took[wider] for wider in widths if wider > width))
 
