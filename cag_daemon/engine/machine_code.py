@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -234,10 +235,26 @@ def features() -> frozenset[str]:
     return frozenset(name for name, there in binding.get_host_cpu_features().items() if there)
 
 
+def _may_make_code() -> None:
+    """Raise an OSError where the system forbids a process to make code, as hardened ones may: LLVM would abort."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        start = ctypes.c_char.from_buffer(page)
+        protect = ctypes.CDLL(None).mprotect
+        failed = protect(ctypes.c_void_p(ctypes.addressof(start)), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC)
+        del start
+        if failed:
+            raise OSError("this system forbids programs to make code")
+
+
 class Compiled:
-    """The functions of a module, compiled; the code stays as long as this does."""
+    """The functions of a module, compiled; the code stays as long as this does.
+
+    Raises:
+        OSError, RuntimeError: it can't be.
+    """
 
     def __init__(self, module: ir.Module) -> None:
+        _may_make_code()
         binding.initialize_native_target()
         binding.initialize_native_asmprinter()
         target = binding.Target.from_default_triple()
