@@ -8,13 +8,16 @@ are pieces of their own. The decoder takes it all back. The ids of prefix and su
 from __future__ import annotations
 
 import json
+import re
 import string
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from training.data.document import example
 from training.data.sentences import docstrings
+from training.data.words import definitions
 
 CAPITAL = "\ue000"  # the next letter is a capital
 START = "\ue001"  # a sentence starts here
@@ -23,6 +26,9 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 VOCABULARY = 3072
 ENDINGS = r"(?:ing|ed|es|s|er|ly|e)"
 ABBREVIATED = "|".join(rf"{each}\." for each in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "e\\.g", "i\\.e", "No", "vs"))
+WORDS = 4096  # that are whole pieces, too
+WORD = re.compile(" [a-z]{3,}")
+KEPT = frozenset((" question", " selected", " text"))  # of the prompt: a model that knows it as it was goes wrong else
 MARKS = "|".join(rf"{START} {mark}" for mark in ("[-*+•>]", "#", "##", "###", "####", r"\d\.", r"\d\d\.", r"\d\)"))
 
 
@@ -84,6 +90,27 @@ def renewed(tokenizer: Tokenizer) -> Tokenizer:
     """A tokenizer of an earlier run with the normalizer of today; its pieces, and so the model's ids, stay."""
     tokenizer.normalizer = normalizer()
     return tokenizer
+
+
+def with_words(tokenizer: Tokenizer, many: int = WORDS) -> Tokenizer:
+    """The tokenizer with so many words that texts are full of, as whole pieces behind those that it has.
+
+    What a piece was cut into before is found whole first; everything else is cut as before, and ids stay.
+    """
+    made = json.loads(tokenizer.to_str())
+    known, counted = made["model"]["vocab"], Counter[str]()
+    for share, texts in ((1.0, definitions()), (0.8, corpus(documents=3000)), (1.0, docstrings())):
+        of_these = Counter(piece for text in texts for piece in _cut(tokenizer, text))
+        counted.update({piece: share * count for piece, count in of_these.items()})
+    new = [piece for piece, _ in counted.most_common() if piece not in known and piece not in KEPT][:many]
+    made["model"]["vocab"] = known | {piece: len(known) + at for at, piece in enumerate(new)}
+    made["model"]["ignore_merges"] = True
+    return Tokenizer.from_str(json.dumps(made))
+
+
+def _cut(tokenizer: Tokenizer, text: str) -> list[str]:
+    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+    return [piece for piece, _ in pieces if WORD.fullmatch(piece)]
 
 
 def corpus(seed: int = 10_000_000, documents: int = 2500) -> Iterator[str]:

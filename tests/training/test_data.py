@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from training.data.document import example
-from training.data.facts import KINDS, Family, families, state, subject
+from training.data.facts import KINDS, OF_ANYTHING, Family, families, state, subject
 from training.data.maker import Maker
 from training.data.questions import REFUSAL
 
@@ -74,7 +74,7 @@ def test_every_way_to_say_something_has_a_question_and_every_question_something_
     maker = Maker(0)
     for statement in family.statements:
         alone = Family(family.kind, (statement,), family.questions)
-        of = None if family.kind == "notes" else subject(maker, "thing" if family.kind == "fields" else family.kind)
+        of = None if family.kind in OF_ANYTHING else subject(maker, "thing" if family.kind == "fields" else family.kind)
         assert state(maker, alone, of) is not None, statement
     for question in family.questions:
         assert any(map(question.fits, family.statements)), question.template

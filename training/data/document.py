@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from training.data import lists
-from training.data.facts import KINDS, Fact, Subject, families, sentence, state, subject
+from training.data.facts import KINDS, OF_ANYTHING, Fact, Subject, families, sentence, state, subject
 from training.data.layout import APOLOGIES, CHAIR, FROM, PRESENT, SUBJECT, TO, Block, page
 from training.data.maker import Maker
 from training.data.questions import REFUSAL, Question, by_words, put, roughen, stems, unanswerable
@@ -54,7 +54,7 @@ def example(seed: int, sentences: int, questions: int, held_out: bool = False, r
 def _blocks(maker: Maker, sentences: int) -> list[Block]:
     if sentences >= 6 and maker.chance(TOPICAL):
         return _of_one_topic(maker, sentences)
-    kinds = [maker.one(KINDS) for _ in range(maker.number(1, 4))] + ["notes"]
+    kinds = [maker.one(KINDS) for _ in range(maker.number(1, 4))] + [maker.one(OF_ANYTHING)]
     plain, real = 0.05 + 0.3 * maker.random.random(), 0.3 * maker.random.random() if maker.chance(0.4) else 0.0
     twins = maker.chance(0.3)
     blocks: list[Block] = []
@@ -67,7 +67,7 @@ def _blocks(maker: Maker, sentences: int) -> list[Block]:
         elif kind < real + plain:
             block = Block(None, [_decorated(maker, action(maker)) for _ in range(room)])
         elif twins and maker.chance(0.15):
-            block = _twins(maker, maker.one([each for each in kinds if each != "notes"] or ["thing"]), room)
+            block = _twins(maker, maker.one([each for each in kinds if each not in OF_ANYTHING] or ["thing"]), room)
         else:
             block = _about(maker, maker.one(kinds), room)
         if block.facts:
@@ -83,7 +83,7 @@ def _of_one_topic(maker: Maker, sentences: int) -> list[Block]:
 
     Some sentences name it and answer nothing; most that answer say "it"; and questions name it nearly always.
     """
-    kind = maker.one([each for each in KINDS if each not in ("notes", "recipe", "api")])
+    kind = maker.one([each for each in KINDS if each not in (*OF_ANYTHING, "recipe", "api")])
     of = subject(maker, kind)
     the = "the " if any(way.startswith("The {E} ") for each in families(kind) for way in each.statements) else ""
     name = f"{the}{of.name}"
@@ -106,7 +106,7 @@ def _of_one_topic(maker: Maker, sentences: int) -> list[Block]:
 
 def _beside_topic(maker: Maker, name: str) -> Fact:
     """Something else that is said; who asks for it may say that it belongs to the topic, which it does not."""
-    family = maker.one(families("notes"))
+    family = maker.one(families(maker.one(OF_ANYTHING)))
     fact = (state(maker, family, None) if maker.chance(0.5) else None) or action(maker)
     if maker.chance(0.4):
         fact.questions = [f"{each.rstrip('?.')} {maker.one(OF_TOPIC)} {name}?" for each in fact.questions]
@@ -127,7 +127,7 @@ def _decorated(maker: Maker, fact: Fact) -> Fact:
 
 def _about(maker: Maker, kind: str, many: int) -> Block:
     """Several facts about one subject, or notes about anything."""
-    of = None if kind == "notes" else subject(maker, kind)
+    of = None if kind in OF_ANYTHING else subject(maker, kind)
     if of is not None and kind in FIELDED and maker.chance(0.08):
         return _fielded(maker, of, many)
     chosen = maker.random.sample(families(kind), min(many, len(families(kind))))
@@ -227,13 +227,15 @@ def _ask(maker: Maker, blocks: list[Block], many: int, refused: float) -> list[Q
 
 
 def _clear(asked: str, mine: frozenset[str], others: list[frozenset[str]]) -> bool:
-    """Whether a question points to its sentence: by some word, and no other sentence has many more of its words."""
+    """Whether a question points to its sentence: no other sentence has many more of its words."""
     if asked in OF_ITS_FORM:
         return True
     wanted = stems(asked)
     shared = len(wanted & mine)
     most = max((len(wanted & other) for other in others), default=0)
-    return shared > 0 and most <= shared + 1 and (most <= shared or len(wanted) > shared)
+    if not shared:
+        return not most  # a paraphrase, and nothing that misleads
+    return most <= shared + 1 and (most <= shared or len(wanted) > shared)
 
 
 def _put(maker: Maker, asked: str, fact: Fact, facts: list[Fact]) -> str:

@@ -17,7 +17,8 @@ from training.data import lists
 from training.data.maker import SLOT, Maker
 
 FOLDER = Path(__file__).with_name("facts")
-KINDS = ("person", "service", "organisation", "place", "thing", "recipe", "code", "api", "event", "notes")
+OF_ANYTHING = ("notes", "home", "office", "software", "story")  # their families have no subject
+KINDS = ("person", "service", "organisation", "place", "thing", "recipe", "code", "api", "event", *OF_ANYTHING)
 SUBJECT = frozenset({"E", "E's", "E0", "E1", "E1's"})
 PRONOUNS = {True: ("he", "him", "his"), False: ("she", "her", "her")}
 

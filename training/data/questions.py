@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from training.data import lists
-from training.data.facts import KINDS, Subject, families, possessive, sentence, state, subject
+from training.data.facts import KINDS, OF_ANYTHING, Subject, families, possessive, sentence, state, subject
 from training.data.maker import Maker
 
 REFUSAL = "The document does not say."
@@ -125,5 +125,5 @@ def _unsaid(maker: Maker, of: Subject, used: set[object]) -> str | None:
 def _elsewhere(maker: Maker, used: set[object]) -> str | None:
     kind = maker.one(KINDS)
     family = maker.one(families(kind))
-    fact = None if family in used else state(maker, family, None if kind == "notes" else subject(maker, kind))
+    fact = None if family in used else state(maker, family, None if kind in OF_ANYTHING else subject(maker, kind))
     return maker.one(fact.questions) if fact else None

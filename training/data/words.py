@@ -54,3 +54,15 @@ def verbs() -> tuple[str, ...]:
         return ()
     words = (line.split(" ", 1)[0] for line in index.read_text("latin-1").splitlines() if not line.startswith(" "))
     return tuple(word for word in words if PLAIN.fullmatch(word))
+
+
+@functools.cache
+def definitions() -> tuple[str, ...]:
+    """What WordNet says of its words, with examples: English of all fields; none where it isn't installed."""
+    found = []
+    for part in ("noun", "verb", "adj", "adv"):
+        file = WORDNET / f"data.{part}"
+        for line in file.read_text("latin-1").splitlines() if file.exists() else ():
+            if not line.startswith(" "):
+                found.append(line.partition(" | ")[2].strip().replace('"', ""))
+    return tuple(found)
