@@ -27,14 +27,15 @@ from training.tokenizer import renewed, with_words
 MORE = 32  # dimensions: what a piece means, whether it is the first, how hard it is to find something for it
 LAYER, HEAD = 2, 2  # what the new head takes the place of
 WORDS = (0, 1)  # the heads beside it, that fetch sentences' names for the same words
-VOTES = 0.3  # how strong its votes are beside theirs at the start; with 1 answers fell apart
+VOTES = 0.1  # how strong its votes are beside theirs at the start; with 1 answers fell apart
+SEED = 4  # of new codes. Not the one that the first codes were drawn with: they would be the same ones
 NOWHERE = 4.0  # to what part "how hard" is kept smaller, and the first token larger
 MATRICES = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # that read the hidden state
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 @torch.no_grad()
-def grow(old: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon, seed: int = 0) -> TrainingModel:
+def grow(old: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon, seed: int = SEED) -> TrainingModel:
     """The larger model.
 
     Args:
@@ -79,7 +80,7 @@ def _embed(weight: Tensor, old: Tensor, random: torch.Generator) -> None:
     codes *= words[:, 1 : 1 + CODE].norm(dim=1).mean() / codes.norm(dim=1, keepdim=True)
     weight[:many, :width] = old
     weight[many:, :width] = words.mean(0)
-    weight[many:, 1 : 1 + CODE] = codes
+    weight[many:, 1 : 1 + CODE] += codes
 
 
 def _kept(level: float, width: int, more: float) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from training.data import lists
 from training.data.document import example
 from training.data.sentences import docstrings
 from training.data.words import definitions
@@ -28,7 +29,9 @@ ENDINGS = r"(?:ing|ed|es|s|er|ly|e)"
 ABBREVIATED = "|".join(rf"{each}\." for each in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "e\\.g", "i\\.e", "No", "vs"))
 WORDS = 4096  # that are whole pieces, too
 WORD = re.compile(" [a-z]{3,}")
-KEPT = frozenset((" question", " selected", " text"))  # of the prompt: a model that knows it as it was goes wrong else
+# Not so: words of the prompt, which a trained model goes wrong without, and those that have hardly a meaning of their
+# own, which it would begin to look for.
+KEPT = lists.split(" ".join(("question selected text does", *lists.phrases("grammar"))))
 MARKS = "|".join(rf"{START} {mark}" for mark in ("[-*+•>]", "#", "##", "###", "####", r"\d\.", r"\d\d\.", r"\d\)"))
 
 
@@ -102,7 +105,8 @@ def with_words(tokenizer: Tokenizer, many: int = WORDS) -> Tokenizer:
     for share, texts in ((1.0, definitions()), (0.8, corpus(documents=3000)), (1.0, docstrings())):
         of_these = Counter(piece for text in texts for piece in _cut(tokenizer, text))
         counted.update({piece: share * count for piece, count in of_these.items()})
-    new = [piece for piece, _ in counted.most_common() if piece not in known and piece not in KEPT][:many]
+    kept = {piece for word in KEPT for piece in _cut(tokenizer, f"a {word}")}
+    new = [piece for piece, _ in counted.most_common() if piece not in known and piece not in kept][:many]
     made["model"]["vocab"] = known | {piece: len(known) + at for at, piece in enumerate(new)}
     made["model"]["ignore_merges"] = True
     return Tokenizer.from_str(json.dumps(made))
