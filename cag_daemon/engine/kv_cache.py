@@ -60,20 +60,20 @@ class InPlaceLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate the buffers, like these states in everything but the number of tokens."""
-        self.capacity = _rounded(max(self.capacity, key_states.shape[-2]))
-        self.key_buffer = _buffer(key_states, self.capacity)
-        self.value_buffer = _buffer(value_states, self.capacity)
+        capacity = _rounded(max(self.capacity, key_states.shape[-2]))
+        self.key_buffer, self.value_buffer = _buffer(key_states, capacity), _buffer(value_states, capacity)
+        self.capacity = capacity
 
     def reserve(self, tokens: int) -> None:
         """Make room for so many tokens in all; what is cached is copied once if the buffers must grow."""
         if tokens <= self.capacity:
             return
-        self.capacity = _rounded(tokens)
-        if self.key_buffer is None or self.value_buffer is None:
-            return
-        # One after the other: at no time are more than three of the four buffers alive.
-        self.key_buffer = _grown(self.key_buffer, self.capacity, self.length)
-        self.value_buffer = _grown(self.value_buffer, self.capacity, self.length)
+        capacity = _rounded(tokens)
+        if self.key_buffer is not None and self.value_buffer is not None:
+            # One after the other: at no time are more than three of the four buffers alive.
+            self.key_buffer = _grown(self.key_buffer, capacity, self.length)
+            self.value_buffer = _grown(self.value_buffer, capacity, self.length)
+        self.capacity = capacity  # last: where there was no memory for it, there is no such room
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

@@ -249,12 +249,16 @@ def _may_make_code() -> None:
 class Compiled:
     """The functions of a module, compiled; the code stays as long as this does.
 
+    Attributes:
+        by: what compiled it.
+
     Raises:
         OSError, RuntimeError: it can't be.
     """
 
     def __init__(self, module: ir.Module) -> None:
         _may_make_code()
+        self.by = ".".join(map(str, (*binding.llvm_version_info, binding.get_host_cpu_name())))
         binding.initialize_native_target()
         binding.initialize_native_asmprinter()
         target = binding.Target.from_default_triple()

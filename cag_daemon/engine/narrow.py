@@ -16,6 +16,7 @@ import ctypes
 import functools
 import logging
 import struct
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ NORMS = ("input_layernorm", "post_attention_layernorm")
 OF_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 OF_NETWORK = ("gate_proj", "up_proj", "down_proj")
 HEAD_SIZES = (64, 128, 256)
+VERSION = 1  # of what is computed: other code may agree with itself at other widths
+AHEAD = 2048  # tokens that there is room for beyond those there are, so that it is not made anew for each span
 TRIED_ROWS = (1, 5)
 TRIED_LAYERS = 2
 NEAR = 0.03  # of a tensor's norm: rounding makes up to a hundredth, and sharp attention more of it
@@ -111,15 +114,34 @@ class NarrowPass:
         call[Call.QUERIES], call[Call.ATTENDED] = self._queries.data_ptr(), self._attended.data_ptr()
         call[Call.NORM] = decoder.norm.weight.data_ptr()
         self._scales = _scales(decoder, config)
+        self._kind = (1, self._shared, self._head_size, torch.bfloat16)
+        self._lock = threading.Lock()
+        self._kept = [*decoder.layers, decoder.norm]  # whose addresses these are
 
-    def takes(self, input_ids: torch.Tensor, cache: Any) -> bool:
-        """Whether such a pass may be a narrow one."""
+    @property
+    def kind(self) -> str:
+        """What of this decides which widths agree."""
+        return f"{NARROW} {VERSION} {self.most_rows} {self._compiled.by}"
+
+    def takes(self, module: Any, input_ids: torch.Tensor, cache: Any) -> bool:
+        """Whether such a pass may be a narrow one; what is not in its place is for the plain pass to refuse."""
         return (
             isinstance(cache, InPlaceCache)
             and input_ids.shape[0] == 1
             and input_ids.shape[1] <= self.most_rows
-            and all(isinstance(each, InPlaceLayer) and each.grid == GRID for each in cache.layers)
+            and len(cache.layers) == len(module.get_decoder().layers)
+            and all(map(self._fits, cache.layers))
         )
+
+    def _fits(self, cached: Any) -> bool:
+        if not isinstance(cached, InPlaceLayer) or cached.grid != GRID:
+            return False
+        keys, values = cached.key_buffer, cached.value_buffer
+        if keys is None or values is None:
+            return keys is values
+        # Values lie as keys do, unless there was no memory for them.
+        kind = (keys.shape[0], keys.shape[1], keys.shape[3], keys.dtype)
+        return kind == self._kind and keys.shape == values.shape and values.dtype == keys.dtype
 
     def __call__(
         self,
@@ -142,6 +164,18 @@ class NarrowPass:
         Raises:
             Stopped: ``should_stop`` said so, which is asked before every layer.
         """
+        with self._lock:  # while it computes, other threads of Python run
+            return self._pass(module, input_ids, cache, should_stop, logits_to_keep, wanted_rows)
+
+    def _pass(
+        self,
+        module: Any,
+        input_ids: torch.Tensor,
+        cache: InPlaceCache,
+        should_stop: ShouldStop | None,
+        logits_to_keep: int,
+        wanted_rows: int | None,
+    ) -> SimpleNamespace:
         places, call = self._places, self._call
         decoder, width = module.get_decoder(), input_ids.shape[1]
         rows, start = wanted_rows or width, cache.get_seq_length()
@@ -174,9 +208,11 @@ class NarrowPass:
         places, call, first = self._places, self._call, max(0, width - kept)
         if self._head is None:  # tied to the embeddings, and so a plain one: its bits depend on how many rows it gets
             normed = model.get_decoder().norm(self._hidden[None, first:width])
-            return torch.as_tensor(model.lm_head(normed)[:, : rows - first])
+            return torch.as_tensor(model.lm_head(normed)[:, : max(0, rows - first)])
         call[places.OUTPUT], blocks = self._head
-        logits = self._hidden.new_empty(1, rows - first, blocks * 64)
+        logits = self._hidden.new_empty(1, max(0, rows - first), blocks * 64)
+        if not logits.numel():
+            return logits[:, :, : model.lm_head.out_features]
         call[places.OUTPUT_BLOCKS], call[places.LOGITS], call[places.FIRST_LOGITS] = blocks, logits.data_ptr(), first
         self._run()
         return logits[:, :, : model.lm_head.out_features]
@@ -188,7 +224,7 @@ class NarrowPass:
             self._own = torch.zeros(threads, dtype=torch.uint8)
             self._call[self._places.OWN] = self._own.data_ptr()
         if self._parts.numel() < parts:
-            self._parts = torch.zeros(parts, dtype=torch.uint8)
+            self._parts = torch.empty(self._parts_bytes(tokens + AHEAD), dtype=torch.uint8)
             self._call[self._places.PARTS] = self._parts.data_ptr()
 
     def _run(self) -> None:

@@ -64,7 +64,7 @@ def answering(module: Any, input_ids: torch.Tensor, cache: Cache, should_stop: S
     Its logits may lack rows behind those that are wanted.
     """
     narrow = getattr(module.get_decoder(), NARROW, None)
-    if narrow is None or not narrow.takes(input_ids, cache):
+    if narrow is None or not narrow.takes(module, input_ids, cache):
         return forward(module, input_ids, cache, should_stop, **kwargs)
     with _whole_or_nothing(cache), torch.no_grad():
         return narrow(module, input_ids, cache, should_stop, **kwargs)

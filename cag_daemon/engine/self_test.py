@@ -68,8 +68,8 @@ def self_test(loaded: LoadedModel, cache_directory: str | None) -> Result:
     file = None
     if cache_directory is not None and loaded.key:
         key = f"{FORMAT}\n{loaded.key}\n{environment(loaded.model.device)}"
-        if hasattr(loaded.model.get_decoder(), NARROW):
-            key += f"\n{NARROW}"  # other widths agree, and what is kept on disk has the same bits with and without
+        if (narrow := getattr(loaded.model.get_decoder(), NARROW, None)) is not None:
+            key += f"\n{narrow.kind}"  # other widths agree, and what is kept on disk has the same bits with and without
         file = self_test_folder(cache_directory, loaded.name, key) / RESULT
         if (kept := _read(file)) is not None:
             return kept

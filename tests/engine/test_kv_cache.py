@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
+from cag_daemon.engine import kv_cache
 from cag_daemon.engine.cag import clean_up, generate_step, prefill
 from cag_daemon.engine.kv_cache import InPlaceCache, InPlaceLayer, bytes_per_token
 from cag_daemon.engine.passes import cache_argument
@@ -175,3 +176,27 @@ def test_masks_are_those_of_a_plain_cache(window: int | None) -> None:
         a = model(ids, **{cache_argument(model): ours}).logits
         b = model(ids, **{cache_argument(model): plain}).logits
         assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_where_there_is_no_memory_for_room_there_is_no_room(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = InPlaceLayer()
+    made = states(60)
+    layer.update(made, made)
+    calls = 0
+
+    def buffer(*args: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise RuntimeError("not enough memory")
+        return plain(*args)
+
+    plain = kv_cache._buffer
+    monkeypatch.setattr(kv_cache, "_buffer", buffer)
+    with pytest.raises(RuntimeError):
+        layer.reserve(500)
+    assert layer.capacity == 64
+    layer.update(made, made)  # it is tried again
+    assert torch.equal(layer.keys, torch.cat([made, made], 2))
+    assert torch.equal(layer.values, torch.cat([made, made], 2))

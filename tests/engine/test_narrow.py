@@ -452,3 +452,52 @@ def test_threads_that_have_nothing_to_do_sleep() -> None:
     began = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - began < 0.1
+
+
+@only_here
+def test_another_compiler_or_version_is_tried_anew(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = loaded(shared_mistral())
+    self_test(ours, str(tmp_path))
+    monkeypatch.setattr(narrow, "VERSION", narrow.VERSION + 1)
+    self_test(ours, str(tmp_path))
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+
+
+@only_here
+@pytest.mark.parametrize("what", ["in float32", "of fewer layers", "of other heads", "without room for its values"])
+def test_a_cache_that_is_not_what_it_should_be_is_left_to_the_plain_pass(what: str) -> None:
+    model, ids = shared_mistral(), IDS[:, :5]
+    passes = getattr(model.get_decoder(), NARROW)
+    cache = InPlaceCache(model.config)
+    forward(model, IDS[:, :40], cache, None)
+    assert passes.takes(model, ids, cache)
+    if what == "in float32":
+        for layer in cache.layers:
+            layer.key_buffer, layer.value_buffer = layer.key_buffer.float(), layer.value_buffer.float()
+    elif what == "of fewer layers":
+        del cache.layers[-1]
+    elif what == "of other heads":
+        layer = cache.layers[0]
+        layer.key_buffer, layer.value_buffer = layer.key_buffer[:, :1], layer.value_buffer[:, :1]
+    else:
+        cache.layers[1].key_buffer = torch.cat([cache.layers[1].key_buffer] * 2, 2)
+    assert not passes.takes(model, ids, cache)
+    if what != "without room for its values":
+        with pytest.raises((ValueError, IndexError)):
+            answering(model, ids, cache, None)
+
+
+@only_here
+def test_threads_of_python_take_turns() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = shared_mistral()
+
+    def said(number: int) -> list[int]:
+        cache = InPlaceCache(model.config)
+        forward(model, IDS[:, : 60 + number], cache, None)
+        return list(generate_step(model, IDS[:, 100:104], cache, max_new_tokens=40, widths=(1, 2, 4, 8, 16)))
+
+    alone = [said(number) for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(said, range(4))) == alone
