@@ -59,7 +59,8 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       attention       packed grouped queries, keys up to a grid
       linear          linear layers whose weights lie as the processor wants them
       passes          a pass through the model: whole or not at all, and stoppable
-      narrow          passes of few rows through a Mistral by code of our own: for whom, tried, and called
+      narrow          passes of few rows through a Mistral by code of our own: for whom, and tried
+      narrow_pass     such a pass: what its code is called with, layer by layer
       layer_code      a decoder layer for few rows, as machine code
       attention_code  attention of few rows, as machine code
       few_rows        products of few rows with packed weights, as machine code

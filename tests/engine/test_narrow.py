@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Ministral3Config, Ministral3ForCausalLM
 
-from cag_daemon.engine import linear, narrow
+from cag_daemon.engine import linear, narrow, narrow_pass
 from cag_daemon.engine.attention import install
 from cag_daemon.engine.cag import clean_up, generate_step, prefill
 from cag_daemon.engine.drafts import Drafts
@@ -45,7 +45,7 @@ def mistral(seed: int = 0, **changes: Any) -> Any:
 def here() -> bool:
     """Whether all that it needs is here; not whether it is right."""
     try:
-        narrow._machine()
+        narrow_pass._machine()
     except Exception:
         return False
     return PackedLinear(torch.zeros(64, 64).bfloat16()).blocks_at is not None
@@ -407,7 +407,7 @@ def test_so_do_models_with_biases_and_those_in_float32() -> None:
 @pytest.mark.parametrize("what", ["no compiler", "no threads", "another layout", "a wrong product", "a listener"])
 def test_what_is_missing_or_wrong_is_noticed(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = mistral()
-    narrow._machine.cache_clear()
+    narrow_pass._machine.cache_clear()
     if what == "no compiler":
         for name in [name for name in sys.modules if name.startswith("llvmlite")]:
             monkeypatch.setitem(sys.modules, name, None)
@@ -431,7 +431,7 @@ def test_what_is_missing_or_wrong_is_noticed(what: str, monkeypatch: pytest.Monk
         assert not narrow.narrow(model)
         assert not hasattr(model.get_decoder(), NARROW)
     finally:
-        narrow._machine.cache_clear()
+        narrow_pass._machine.cache_clear()
 
 
 @only_here
@@ -458,7 +458,7 @@ def test_threads_that_have_nothing_to_do_sleep() -> None:
 def test_another_compiler_or_version_is_tried_anew(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = loaded(shared_mistral())
     self_test(ours, str(tmp_path))
-    monkeypatch.setattr(narrow, "VERSION", narrow.VERSION + 1)
+    monkeypatch.setattr(narrow_pass, "VERSION", narrow_pass.VERSION + 1)
     self_test(ours, str(tmp_path))
     assert len(list(tmp_path.rglob("result.json"))) == 2
 
@@ -485,19 +485,3 @@ def test_a_cache_that_is_not_what_it_should_be_is_left_to_the_plain_pass(what: s
     if what != "without room for its values":
         with pytest.raises((ValueError, IndexError)):
             answering(model, ids, cache, None)
-
-
-@only_here
-def test_threads_of_python_take_turns() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    model = shared_mistral()
-
-    def said(number: int) -> list[int]:
-        cache = InPlaceCache(model.config)
-        forward(model, IDS[:, : 60 + number], cache, None)
-        return list(generate_step(model, IDS[:, 100:104], cache, max_new_tokens=40, widths=(1, 2, 4, 8, 16)))
-
-    alone = [said(number) for number in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(said, range(4))) == alone
