@@ -17,6 +17,7 @@ from cag_daemon.engine.attention import install
 from cag_daemon.engine.model import LoadedModel
 
 EMBEDDED = Path(cag_daemon.__file__).parent / "embedded"
+VOCABULARY = len(json.loads((EMBEDDED / "tokenizer.json").read_text("utf-8"))["model"]["vocab"])  # of the embedded
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -64,7 +65,7 @@ def embedded_tokenizer() -> Any:
 
 def loaded_random(tokenizer: Any, *, context: int = 1024, chunk: int = 16, **changes: Any) -> LoadedModel:
     """A tiny random model that speaks the embedded tokenizer's tokens, as `load_model` would give it."""
-    model = random_mistral(vocab_size=3072, max_position_embeddings=context, **changes)
+    model = random_mistral(vocab_size=VOCABULARY, max_position_embeddings=context, **changes)
     return LoadedModel(
         model, tokenizer, "random", "for a test", "cpu", "float32", 1, 1, chunk, context, {"systemPrompt": ""}
     )
@@ -73,7 +74,7 @@ def loaded_random(tokenizer: Any, *, context: int = 1024, chunk: int = 16, **cha
 def save_model(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
     """Write a random Mistral and the embedded tokenizer into a folder; quick for big ones too."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = mistral_config(**({"vocab_size": 3072, "tie_word_embeddings": True} | changes))
+    config = mistral_config(**({"vocab_size": VOCABULARY, "tie_word_embeddings": True} | changes))
     with torch.device("meta"):
         shapes = MistralForCausalLM(config).state_dict()
     pattern = torch.empty(1 << 20).uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -17,7 +17,7 @@ from cag_daemon.engine.devices import default_chunk
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.errors import Stopped
 from tests.engine.caches import After
-from tests.models import random_mistral
+from tests.models import VOCABULARY, random_mistral
 
 ENGINE = settings.get_profile("engine")
 WINDOWS = (None, 7)
@@ -345,6 +345,6 @@ def test_a_cpu_reads_few_tokens_at_a_time_in_a_type_that_it_does_not_multiply(mo
 
 
 def test_get_kv_cache_reads_the_prompt_as_it_is(tokenizer: Any) -> None:
-    model = random_mistral(vocab_size=3072)
+    model = random_mistral(vocab_size=VOCABULARY)
     prompt = "<s>[INST] One. Two."
     assert get_kv_cache(model, tokenizer, prompt).get_seq_length() == len(tokenizer(prompt).input_ids)

@@ -30,11 +30,11 @@ from cag_daemon.engine.model import load_model
 from cag_daemon.engine.plan import Wanted
 from cag_daemon.engine.weights import dequantized
 from cag_daemon.errors import ModelFailed, ModelNotFound
-from tests.models import EMBEDDED, TOKENIZER_FILES, mistral_config, save_model
+from tests.models import EMBEDDED, TOKENIZER_FILES, VOCABULARY, mistral_config, save_model
 
 IDS = torch.randint(5, 3000, (1, 90), generator=torch.Generator().manual_seed(3))
 SMALL = {
-    "vocab_size": 3072,
+    "vocab_size": VOCABULARY,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
