@@ -412,7 +412,8 @@ def test_no_thread_and_no_descriptor_remain(folder):
     for _ in range(3):
         asyncio.run(main())
     deadline = time.monotonic() + DEADLINE
-    while (threading.active_count(), descriptors()) != (threads, before):
+    # Fewer are well, too: those of the first time may still have been going when they were counted.
+    while threading.active_count() > threads or descriptors() > before:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
