@@ -93,9 +93,7 @@ class Lexicon(nn.Module):
         return self.sharpness * torch.cat([refused, votes[:, 1:]], 1)
 
 
-def learn(
-    tokenizer: Tokenizer, seed: int = 70_000_000, steps: int = STEPS, tell: Callable[[str], object] = print
-) -> Lexicon:
+def learn(tokenizer: Tokenizer, seed: int = SEED, steps: int = STEPS, tell: Callable[[str], object] = print) -> Lexicon:
     """Learn a lexicon from the generator's documents, a few minutes.
 
     Args:
