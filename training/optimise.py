@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.device import halves
 from training.model import TrainingModel
 
 # What orthogonalises a matrix in five rounds (Keller Jordan, Muon, 2024): x ← a·x + (b·xxᵀ + c·(xxᵀ)²)·x
@@ -96,7 +97,7 @@ class Optimiser:
 
 def orthogonal(matrices: Tensor) -> Tensor:
     """About the nearest matrices with all singular values 1, of [n, rows, columns], rows ≤ columns."""
-    x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices
+    x: Tensor = matrices.bfloat16() if halves(matrices.device) else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = QUINTIC
     for _ in range(ROUNDS):

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from training.batch import Batch, Encoder, Size, exact, loss_of, make_batch
 from training.curriculum import Curriculum
+from training.device import device, halves
 from training.model import TrainingModel
 from training.optimise import Optimiser, Rates
 
@@ -60,7 +61,7 @@ class Run:
 
     def __init__(self, plan: Plan, model: TrainingModel, tokenizer: Tokenizer) -> None:
         self.plan = plan
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device()
         self.model = model.to(self.device)
         if plan.frozen:
             model.embed_tokens.requires_grad_(False)
@@ -144,7 +145,7 @@ class Run:
     def _one(self, batch: Batch) -> None:
         factor = self.plan.rates.factor(self.step, self.progress)
         batch = batch.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=halves(self.device)):
             logits = self.model(*batch.inputs)
         loss = loss_of(logits, batch)
         loss.backward()  # type: ignore[no-untyped-call]
