@@ -76,8 +76,10 @@ class Norm(nn.Module):
         self.epsilon = shape.epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x [..., hidden]."""
-        return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.epsilon)
+        """Normalise x [..., hidden]; in the type of autocast, if that is on, so that it is cast once and not thrice."""
+        normed = F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.epsilon)
+        kind = x.device.type
+        return normed.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else normed
 
 
 class Attention(nn.Module):
@@ -98,8 +100,10 @@ class Attention(nn.Module):
         documents, tokens, questions, length = layout.sizes
         ahead = documents * tokens
         heads = (self.shape.heads, self.shape.head)
-        keys, values = self.k_proj(x), self.v_proj(x)
-        queries = self.q_proj(x[ahead:] if self.last else x)
+        if self.last:
+            queries, (keys, values) = self.q_proj(x[ahead:]), _at_once(x, self.k_proj, self.v_proj)
+        else:
+            queries, keys, values = _at_once(x, self.q_proj, self.k_proj, self.v_proj)
         # 1. Documents: causal. What is padded comes last, and nobody sees it.
         key = layout.documents.turn(keys[:ahead].view(documents, tokens, *heads)).transpose(1, 2)
         value = values[:ahead].view(documents, tokens, *heads).transpose(1, 2)
@@ -116,12 +120,19 @@ class Attention(nn.Module):
         own_value = values[ahead:].view(asked).permute(0, 3, 1, 2, 4)
         far = query.flatten(2, 3) @ key.transpose(2, 3) + layout.ended.to(query.dtype)
         near = query @ own_key.transpose(3, 4) + layout.apart.to(query.dtype)
-        weights = torch.cat([far.view(*near.shape[:-1], tokens), near], -1).softmax(-1).to(value.dtype)
-        seen = (weights[..., :tokens].flatten(2, 3) @ value).view(own_value.shape)
-        seen = seen + weights[..., tokens:] @ own_value
+        with torch.autocast(x.device.type, enabled=False):  # which would make float32 of it, the largest of all tensors
+            weights = torch.cat([far.view(*near.shape[:-1], tokens), near], -1).softmax(-1).to(value.dtype)
+        far, near = weights.split((tokens, length), -1)  # not two slices, whose gradients would be added up
+        seen = (far.flatten(2, 3) @ value).view(own_value.shape) + near @ own_value
         found.append(seen.permute(0, 2, 3, 1, 4).reshape(documents * questions * length, -1))
         mixed: Tensor = self.o_proj(torch.cat(found))
         return mixed
+
+
+def _at_once(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """Several layers' outputs for x [n, in], by one product."""
+    made = F.linear(x, torch.cat([each.weight for each in layers]))
+    return made.split([each.out_features for each in layers], -1)
 
 
 class Feed(nn.Module):
@@ -135,7 +146,8 @@ class Feed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] to the same."""
-        made: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = _at_once(x, self.gate_proj, self.up_proj)
+        made: Tensor = self.down_proj(F.silu(gate) * up)
         return made
 
 

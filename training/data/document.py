@@ -8,15 +8,18 @@ from dataclasses import dataclass
 
 from training.data import lists
 from training.data.facts import KINDS, OF_ANYTHING, Fact, Subject, families, sentence, state, subject
-from training.data.layout import APOLOGIES, CHAIR, FROM, PRESENT, SUBJECT, TO, Block, page
+from training.data.layout import APOLOGIES, CHAIR, FROM, PRESENT, SUBJECT, TO, Block, page, wrap
 from training.data.maker import Maker
 from training.data.questions import REFUSAL, Question, by_words, put, roughen, stems, unanswerable
 from training.data.sentences import action, decorate, docstrings
+from training.data.written import Page, pages
 
 REFUSED = 0.15  # of the questions have no answer; fewer in the end, as not every try finds one
 SELECTED = 0.05  # come with a selection
 OF_ITS_FORM = frozenset(PRESENT + APOLOGIES + CHAIR + TO + FROM + SUBJECT)  # clear whatever else is said
 LONGEST = 330  # characters of an answer
+WRITTEN = 0.5  # of the documents are made of such as were written by hand
+WORDS = 0.18  # of the questions are a few words of the sentence; in written documents half as many
 TOPICAL = 0.35  # of the documents are about one thing all through
 TOPICS = lists.phrases("topics")
 OF_TOPIC = ("of", "at", "for", "with", "in", "near", "of")  # what a question says before the topic
@@ -40,9 +43,14 @@ def example(seed: int, sentences: int, questions: int, held_out: bool = False, r
     """
     for attempt in range(20):
         maker = Maker(seed + attempt * 1_000_003, held_out)
-        blocks = _blocks(maker, sentences)
-        text = page(maker, blocks)
-        asked = _ask(maker, blocks, questions, refused)
+        if not held_out and maker.chance(WRITTEN):
+            made = pages(maker, sentences)
+            text = _joined_pages(maker, made)
+            asked = _ask_written(maker, made, questions, refused)
+        else:
+            blocks = _blocks(maker, sentences)
+            text = page(maker, blocks)
+            asked = _ask(maker, blocks, questions, refused)
         if any(not each.refused for each in asked):
             return Example(text, tuple(asked))
     raise RuntimeError(f"No document of {sentences} sentences with a question could be made from seed {seed}.")
@@ -186,6 +194,11 @@ def _twins(maker: Maker, kind: str, many: int) -> Block:
     return Block(None, list(facts.values()))
 
 
+def _joined_pages(maker: Maker, made: list[Page]) -> str:
+    text = "\n\n".join(each.text for each in made)
+    return (wrap(text, maker.number(60, 90)) if maker.chance(0.2) else text) + ("\n" if maker.chance(0.5) else "")
+
+
 # ── what is asked ───────────────────────────────────────────────────────────────────────────
 
 
@@ -213,7 +226,7 @@ def _ask(maker: Maker, blocks: list[Block], many: int, refused: float) -> list[Q
         if fact.empty or copies[fact.text] > 1 or len(fact.text) > LONGEST or fact.text in named:
             continue
         others = [each for other, each in enumerate(owned) if other != at]
-        if fact.questions and maker.chance(0.82):
+        if fact.questions and not maker.chance(WORDS):
             asked = maker.one(fact.questions)
             if answers[asked.lower()] > 1 or not _clear(asked, owned[at], others):
                 continue
@@ -224,6 +237,48 @@ def _ask(maker: Maker, blocks: list[Block], many: int, refused: float) -> list[Q
         seen.add(asked)
         found.append(Question(_put(maker, asked, fact, facts), fact.text))
     return found
+
+
+def _ask_written(maker: Maker, made: list[Page], many: int, refused: float) -> list[Question]:
+    """As `_ask`; but whoever wrote a page knew which of its sentences answers, so that only other pages may mislead."""
+    facts = [(page, fact) for page in made for fact in page.facts]
+    owned = {id(fact): stems(fact.text) for _, fact in facts}
+    copies = Counter(fact.text for _, fact in facts)
+    found: list[Question] = []
+    seen: set[str] = set()
+    for _ in range(many * 5):
+        if len(found) == many:
+            break
+        page, fact = maker.one(facts)
+        elsewhere = [owned[id(other)] for of, other in facts if of is not page]
+        if maker.chance(refused):
+            asked = _open(maker, page, elsewhere) if maker.chance(0.7) else None
+            asked = asked or unanswerable(maker, [each.text for _, each in facts], [], set())
+            if asked and asked not in seen:
+                seen.add(asked)
+                selected = maker.one(facts)[1].text if maker.chance(SELECTED) else None
+                found.append(Question(put(roughen(maker, asked), selected), REFUSAL, True))
+            continue
+        if fact.empty or copies[fact.text] > 1 or len(fact.text) > LONGEST:
+            continue
+        if maker.chance(WORDS / 2):
+            asked = by_words(maker, fact.text, [each for key, each in owned.items() if key != id(fact)])
+        else:
+            asked = maker.one(fact.questions)
+            asked = asked if _clear(asked, owned[id(fact)], elsewhere) else None
+        if asked and asked not in seen:
+            seen.add(asked)
+            found.append(Question(_put(maker, asked, fact, [each for _, each in facts]), fact.text))
+    return found
+
+
+def _open(maker: Maker, page: Page, elsewhere: list[frozenset[str]]) -> str | None:
+    """What the page does not say, and the other pages hardly do."""
+    if not page.open:
+        return None
+    asked = maker.one(page.open)
+    wanted = stems(asked)
+    return asked if wanted and not any(len(wanted & each) * 2 > len(wanted) for each in elsewhere) else None
 
 
 def _clear(asked: str, mine: frozenset[str], others: list[frozenset[str]]) -> bool:

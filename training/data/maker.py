@@ -182,7 +182,7 @@ class Maker:
         """Something for a slot; ``thing2`` is another ``thing``."""
         if name in LISTED:
             return self.one(LISTED[name])
-        kind = name.rstrip("23")
+        kind = name.rstrip("23456789")
         if kind in LISTED:
             return self.one(LISTED[kind])
         made: str = getattr(self, f"_{kind.replace(' ', '_')}")()
