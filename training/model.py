@@ -122,7 +122,7 @@ class Attention(nn.Module):
         near = query @ own_key.transpose(3, 4) + layout.apart.to(query.dtype)
         with torch.autocast(x.device.type, enabled=False):  # which would make float32 of it, the largest of all tensors
             weights = torch.cat([far.view(*near.shape[:-1], tokens), near], -1).softmax(-1).to(value.dtype)
-        far, near = weights.split((tokens, length), -1)  # not two slices, whose gradients would be added up
+        far, near = torch.split(weights, [tokens, length], -1)  # not two slices, whose gradients would be added up
         seen = (far.flatten(2, 3) @ value).view(own_value.shape) + near @ own_value
         found.append(seen.permute(0, 2, 3, 1, 4).reshape(documents * questions * length, -1))
         mixed: Tensor = self.o_proj(torch.cat(found))
@@ -132,7 +132,7 @@ class Attention(nn.Module):
 def _at_once(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """Several layers' outputs for x [n, in], by one product."""
     made = F.linear(x, torch.cat([each.weight for each in layers]))
-    return made.split([each.out_features for each in layers], -1)
+    return torch.split(made, [each.out_features for each in layers], -1)
 
 
 class Feed(nn.Module):

@@ -9,11 +9,12 @@ register; more go in groups of four through pieces of a block that stay in the n
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
 
-from cag_daemon.engine.machine_code import F32, FLOATS, I32, I64, INTS, LANES, LINE, PAIRS, POINTER, Code
+from cag_daemon.engine.machine_code import F32, FLOATS, I32, I64, INTS, LANES, LINE, PAIRS, Code
 
 BLOCK = 64  # outputs
 VECTORS = BLOCK // LANES
@@ -46,11 +47,10 @@ def write_product(module: ir.Module, *, dot: bool) -> ir.Function:
     piece = b.select(b.icmp_signed("<=", rows, I64(GROUP)), pairs, I64(PIECE))
     with code.loop(0, b.sdiv(code.sum(pairs, piece, -1), piece)) as number:
         first = b.mul(number, piece)
-        left = b.sub(pairs, first)
-        many = b.select(b.icmp_signed("<", left, piece), left, piece)
-        with code.loop(0, rows, GROUP) as row:
-            group = b.sub(rows, row)
-            where = [
+        many = code.least(b.sub(pairs, first), piece)
+
+        def where(row: Any) -> Sequence[Any]:
+            return [
                 code.sum(weight, code.times(first, PER_PAIR)),
                 code.sum(x, code.times(row, x_row), code.times(first, 4)),
                 x_row,
@@ -59,17 +59,33 @@ def write_product(module: ir.Module, *, dot: bool) -> ir.Function:
                 # The groups send for what comes next in turns.
                 code.times(b.and_(row, I64(GROUP)), 2 * LINE // GROUP),
             ]
-            after = b.append_basic_block()
-            switch = b.switch(group, full := b.append_basic_block())
-            for few, tile in enumerate(tiles, 1):
-                case = full if few == GROUP else b.append_basic_block()
-                if few < GROUP:
-                    switch.add_case(I64(few), case)
-                b.position_at_end(case)
-                b.call(tile, where)
-                b.branch(after)
-            b.position_at_end(after)
+
+        in_groups_of_rows(code, rows, tiles, where)
     return code.done()
+
+
+def in_groups_of_rows(
+    code: Code, rows: Any, tiles: Sequence[ir.Function], where: Callable[[Any], Sequence[Any]]
+) -> None:
+    """Have all rows computed, a group at a time.
+
+    Args:
+        tiles: a function for 1, 2, … `GROUP` rows.
+        where: what such a function is called with, from a row on.
+    """
+    b = code.b
+    with code.loop(0, rows, GROUP) as row:
+        arguments = where(row)
+        after = b.append_basic_block()
+        switch = b.switch(b.sub(rows, row), full := b.append_basic_block())
+        for few, tile in enumerate(tiles, 1):
+            case = full if few == GROUP else b.append_basic_block()
+            if few < GROUP:
+                switch.add_case(I64(few), case)
+            b.position_at_end(case)
+            b.call(tile, arguments)
+            b.branch(after)
+        b.position_at_end(after)
 
 
 def _tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
@@ -90,14 +106,13 @@ def _tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
     here = code.sum(weight, code.times(at, PER_PAIR))
     weights = [code.load(INTS, code.sum(here, vector * LINE)) for vector in range(VECTORS)]
     for line in range(2):
-        wanted = b.inttoptr(code.sum(here, ahead, AHEAD + line * LINE), POINTER)
-        code.intrinsic("llvm.prefetch.p0", ir.VoidType(), wanted, I32(0), I32(2), I32(1))
+        code.prefetch(code.sum(here, ahead, AHEAD + line * LINE))
     for row in range(rows):
         pair = code.load(I32, code.sum(inputs[row], code.times(at, 4)))
         for vector in range(VECTORS):
             now = held[row][vector]
             now.add_incoming(before[row][vector], start)
-            now.add_incoming((_dotted if dot else _widened)(code, now, weights[vector], pair), loop)
+            now.add_incoming(dotted(code, now, weights[vector], pair, dot), loop)
     following = code.sum(at, 1)
     at.add_incoming(following, loop)
     b.cbranch(b.icmp_signed("<", following, pairs), loop, end)
@@ -108,19 +123,26 @@ def _tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
     return code.done()
 
 
-def _dotted(code: Code, sums: Any, weights: Any, pair: Any) -> Any:
-    """A pair of inputs by its pairs of weights, added to the sums in one instruction."""
-    both = (code.b.bitcast(each, PAIRS) for each in (weights, code.spread(pair)))
-    return code.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, sums, *both)
+def dotted(code: Code, sums: Any, weights: Any, pair: Any, dot: bool) -> Any:
+    """Pairs of inputs by pairs of weights, added to the sums.
 
-
-def _widened(code: Code, sums: Any, weights: Any, pair: Any) -> Any:
-    """The same by float32 numbers: a bfloat16 is the upper half of one."""
-    b, upper = code.b, -(1 << 16)
+    Args:
+        weights: 16 pairs of bfloat16 numbers, as int32s.
+        pair: as many, or one for all.
+        dot: in one instruction.
+    """
+    b = code.b
+    alone = pair.type == I32
+    if dot:
+        both = (b.bitcast(each, PAIRS) for each in (weights, code.spread(pair) if alone else pair))
+        return code.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, sums, *both)
+    # By float32 numbers: a bfloat16 is the upper half of one.
+    sixteen, upper = INTS([16] * LANES), INTS([-(1 << 16)] * LANES)
+    ours_sixteen, ours_upper, kind = (I32(16), I32(-(1 << 16)), F32) if alone else (sixteen, upper, FLOATS)
     for ours, theirs in (
-        (b.shl(pair, I32(16)), b.shl(weights, INTS([16] * LANES))),
-        (b.and_(pair, I32(upper)), b.and_(weights, INTS([upper] * LANES))),
+        (b.shl(pair, ours_sixteen), b.shl(weights, sixteen)),
+        (b.and_(pair, ours_upper), b.and_(weights, upper)),
     ):
-        x, w = code.spread(b.bitcast(ours, F32)), b.bitcast(theirs, FLOATS)
-        sums = code.intrinsic("llvm.fma.v16f32", FLOATS, x, w, sums)
+        x = b.bitcast(ours, kind)
+        sums = code.fma(code.spread(x) if alone else x, b.bitcast(theirs, FLOATS), sums)
     return sums

@@ -8,15 +8,18 @@ them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
 from llvmlite import ir
 
 from cag_daemon.engine.attention_code import SPAN, part_bytes, part_of, span_bytes, write_span, write_whole
+from cag_daemon.engine.few_bits import BLOCKS, SCALES, WRITE
 from cag_daemon.engine.few_rows import BLOCK, MOST_ROWS, PER_PAIR, SUMS, write_product
 from cag_daemon.engine.machine_code import F32, FLOATS, I32, I64, LANES, LINE, Code, exponential
 
+PLAIN = "none"  # weights in bfloat16
 HALF = 2  # bytes of a bfloat16
 VECTOR = LANES * HALF  # bytes
 OF_SUMS = MOST_ROWS * SUMS  # bytes of a thread's sums; its normed rows follow
@@ -55,27 +58,49 @@ class Call(IntEnum):
     OUTPUT_BLOCKS = 24
     LOGITS = 25  # [rows, 64 · blocks], of the rows from this one on:
     FIRST_LOGITS = 26
+    OUTPUT_SCALES = 29
 
 
 class Weights(IntEnum):
-    """A layer's weights, each an address."""
+    """A layer's weights, each an address; those of the scales of matrices follow, where they have scales."""
 
-    INPUT_NORM = 0
-    QUERY = 1
-    KEY = 2
-    VALUE = 3
-    OUTPUT = 4
-    NORM = 5
-    GATE = 6
-    UP = 7
-    DOWN = 8
+    QUERY = 0
+    KEY = 1
+    VALUE = 2
+    OUTPUT = 3
+    GATE = 4
+    UP = 5
+    DOWN = 6
+    INPUT_NORM = 14
+    NORM = 15
 
 
-def layer_module(*, dot: bool) -> ir.Module:
-    """The module with the function ``layer``, whose argument is the address of a `Call`."""
+MATRICES = Weights.DOWN + 1
+WEIGHTS = Weights.NORM + 1
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight, while code is written that multiplies with it: its address, its scales', how many outputs it has."""
+
+    weight: Any
+    scales: Any
+    outputs: Any
+
+
+def layer_module(*, dot: bool, layers: str = PLAIN, head: str = PLAIN) -> ir.Module:
+    """The module with the function ``layer``, whose argument is the address of a `Call`.
+
+    Args:
+        dot: the processor multiplies and adds pairs of bfloat16 by itself, and does it quickly.
+        layers: what the matrices of layers are: `PLAIN`, or a kind of `few_bits.WRITE`.
+        head: what the output layer is.
+    """
     module = ir.Module("layer")
-    product = write_product(module, dot=dot)
-    _Layer(module, product, _norm(module), write_span(module, product), write_whole(module)).all()
+    products = {PLAIN: write_product(module, dot=dot)}
+    products |= {kind: WRITE[kind](module, dot=dot) for kind in {layers, head} - {PLAIN}}
+    of_caches = write_span(module, products[PLAIN]), write_whole(module)
+    _Layer(module, products, (layers, head), _norm(module), *of_caches).all()
     return module
 
 
@@ -92,9 +117,12 @@ def parts_bytes(tokens: int, heads: int, head_size: int) -> int:
 class _Layer:
     """The function ``layer``, while it is written."""
 
-    def __init__(self, module: ir.Module, product: Any, norm: Any, span: Any, whole: Any) -> None:
+    def __init__(
+        self, module: ir.Module, products: dict[str, Any], kinds: tuple[str, str], norm: Any, span: Any, whole: Any
+    ) -> None:
         self.code = code = Code(module, "layer", 1, inside=False)
-        self.b, self.product, self.norm, self.span, self.whole = code.b, product, norm, span, whole
+        self.b, self.products, self.norm, self.span, self.whole = code.b, products, norm, span, whole
+        self.of_layers, self.of_head = kinds
         (call,) = code.arguments
         given = {each: code.number(call, each) for each in Call}
         self.given = given
@@ -113,6 +141,13 @@ class _Layer:
 
         with wanted(Call.WEIGHTS):
             self.weights = {each: self.code.number(given[Call.WEIGHTS], each) for each in Weights}
+            hidden, middle, size = (given[each] for each in (Call.HIDDEN_SIZE, Call.INTERMEDIATE_SIZE, Call.HEAD_SIZE))
+            wide, narrow = (self.code.times(given[each], size) for each in (Call.HEADS, Call.SHARED_HEADS))
+            outputs = (wide, narrow, narrow, hidden, middle, middle, hidden)
+            self.matrices = {
+                each: Matrix(self.weights[each], self.code.number(given[Call.WEIGHTS], each + MATRICES), of)
+                for each, of in zip(Weights, outputs, strict=False)
+            }
             self.keys_and_values()
             with wanted(Call.NETWORK):
                 self.attention()
@@ -121,13 +156,19 @@ class _Layer:
             self.logits()
         self.code.done()
 
-    def multiply(self, weight: Any, block: Any, x: Any, inputs: Any, to: int = 0, rows: Any = None) -> None:
-        """A block's outputs of all rows, into the sums from ``to`` on."""
-        code = self.code
-        pairs = self.b.ashr(inputs, I64(1))
-        where = code.sum(weight, code.times(block, pairs, PER_PAIR))
-        rows = self.given[Call.ROWS] if rows is None else rows
-        self.b.call(self.product, [where, x, code.times(inputs, HALF), code.sum(self.sums, 4 * to), rows, pairs])
+    def multiply(self, matrix: Matrix, block: Any, x: Any, inputs: Any, to: int = 0, head_rows: Any = None) -> None:
+        """A block's outputs of all rows, or of so many of the output layer, into the sums from ``to`` on."""
+        code, b = self.code, self.b
+        pairs, sums, x_row = b.ashr(inputs, I64(1)), code.sum(self.sums, 4 * to), code.times(inputs, HALF)
+        kind, rows = (self.of_layers, self.given[Call.ROWS]) if head_rows is None else (self.of_head, head_rows)
+        if kind == PLAIN:
+            where = code.sum(matrix.weight, code.times(block, pairs, PER_PAIR))
+            b.call(self.products[kind], [where, x, x_row, sums, rows, pairs])
+            return
+        of = BLOCKS[kind]
+        where = code.sum(matrix.weight, code.times(block, inputs, of.weights))
+        scales, scales_row = code.sum(matrix.scales, code.times(block, of.scales)), code.times(matrix.outputs, SCALES)
+        b.call(self.products[kind], [where, scales, scales_row, x, x_row, sums, rows, pairs])
 
     def normalise(self, weight: Any, hidden: Any = None, rows: Any = None) -> None:
         """The normed residual stream, for this thread."""
@@ -179,19 +220,19 @@ class _Layer:
         middle = given[Call.INTERMEDIATE_SIZE]
         with code.pieces(self.works, 0, blocks) as block:
             attended = code.times(given[Call.HEADS], given[Call.HEAD_SIZE])
-            self.multiply(weights[Weights.OUTPUT], block, given[Call.ATTENDED], attended)
+            self.multiply(self.matrices[Weights.OUTPUT], block, given[Call.ATTENDED], attended)
             self.add_to_hidden(block)
         self.normalise(weights[Weights.NORM])
         with code.pieces(self.works, 1, self.b.sdiv(middle, I64(BLOCK))) as block:
             for weight, to in ((Weights.GATE, 0), (Weights.UP, BLOCK)):
-                self.multiply(weights[weight], block, self.normed, given[Call.HIDDEN_SIZE], to)
+                self.multiply(self.matrices[weight], block, self.normed, given[Call.HIDDEN_SIZE], to)
             with code.loop(0, given[Call.ROWS]) as row:
                 to_row = code.sum(given[Call.MIDDLE], code.times(row, middle, HALF), code.times(block, BLOCK * HALF))
                 for at in range(0, BLOCK, LANES):
                     gated = code.rounded(silu(code, self.summed(row, at)))
                     code.store_narrow(self.b.fmul(gated, self.summed(row, BLOCK + at)), code.sum(to_row, at * HALF))
         with code.pieces(self.works, 2, blocks) as block:
-            self.multiply(weights[Weights.DOWN], block, given[Call.MIDDLE], middle)
+            self.multiply(self.matrices[Weights.DOWN], block, given[Call.MIDDLE], middle)
             self.add_to_hidden(block)
 
     def keys_and_values(self) -> None:
@@ -208,7 +249,9 @@ class _Layer:
                 return b.select(is_query, query, b.select(turned, key, value))
 
             head = b.sub(piece, one_of(I64(0), heads, code.sum(heads, shared)))
-            weight = one_of(weights[Weights.QUERY], weights[Weights.KEY], weights[Weights.VALUE])
+            three = [self.matrices[each] for each in (Weights.QUERY, Weights.KEY, Weights.VALUE)]
+            of = [[getattr(each, name) for each in three] for name in ("weight", "scales", "outputs")]
+            matrix = Matrix(*(one_of(*each) for each in of))
             of_head = b.select(is_query, code.times(given[Call.ROWS], head_row), given[Call.HEAD_BYTES])
             start = one_of(given[Call.QUERIES], given[Call.KEYS], given[Call.VALUES])
             skipped = b.select(is_query, I64(0), code.times(given[Call.START], head_row))
@@ -217,7 +260,7 @@ class _Layer:
             sums = self.sums
             with code.loop(0, blocks) as block:
                 self.sums = code.sum(sums, code.times(block, BLOCK * 4))
-                self.multiply(weight, code.sum(code.times(head, blocks), block), self.normed, given[Call.HIDDEN_SIZE])
+                self.multiply(matrix, code.sum(code.times(head, blocks), block), self.normed, given[Call.HIDDEN_SIZE])
             self.sums = sums
             with code.loop(0, given[Call.ROWS]) as row:
                 to_row = code.sum(to, code.times(row, head_row))
@@ -250,7 +293,8 @@ class _Layer:
         rows = self.b.sub(given[Call.ROWS], first)
         self.normalise(given[Call.NORM], code.sum(given[Call.HIDDEN], code.times(first, self.row_bytes)), rows)
         with code.pieces(self.works, 6, blocks) as block:
-            self.multiply(given[Call.OUTPUT], block, self.normed, given[Call.HIDDEN_SIZE], rows=rows)
+            matrix = Matrix(given[Call.OUTPUT], given[Call.OUTPUT_SCALES], code.times(blocks, BLOCK))
+            self.multiply(matrix, block, self.normed, given[Call.HIDDEN_SIZE], head_rows=rows)
             with code.loop(0, rows) as row:
                 to = code.sum(given[Call.LOGITS], code.times(code.sum(code.times(row, blocks), block), BLOCK * HALF))
                 for at in range(0, BLOCK, LANES):

@@ -105,7 +105,7 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
             size, parameters = _bytes(model), _parameters(plan, model)
             packed = pack_linears(model)
             trim()  # where layers were brought into another form
-            if packed:
+            if packed or plan.quantization != "none":
                 narrow(model)
     except CagError:
         raise

@@ -17,6 +17,7 @@ import torch
 from cag_daemon.engine.kv_cache import GRID, InPlaceCache, InPlaceLayer
 from cag_daemon.engine.linear import PackedLinear
 from cag_daemon.engine.passes import NARROW, ShouldStop
+from cag_daemon.engine.quantize import QuantizedLinear
 from cag_daemon.errors import Stopped
 
 if TYPE_CHECKING:
@@ -39,19 +40,31 @@ class NarrowPass:
     """The passes of few rows through one model, by one thread at a time: what they compute in is theirs together.
 
     Raises:
-        Unknown: its weights do not lie in blocks.
+        Unknown: its weights do not lie in blocks, or are of several kinds.
         ImportError, OSError, AttributeError, RuntimeError: there is no compiler here, or no threads.
     """
 
     def __init__(self, model: Any) -> None:
         from cag_daemon.engine.few_rows import MOST_ROWS
-        from cag_daemon.engine.layer_code import COUNTERS, Call, Weights, own_bytes, parts_bytes
+        from cag_daemon.engine.layer_code import (
+            COUNTERS,
+            MATRICES,
+            PLAIN,
+            WEIGHTS,
+            Call,
+            Weights,
+            own_bytes,
+            parts_bytes,
+        )
         from cag_daemon.engine.machine_code import LINE
 
         decoder, config = model.get_decoder(), model.config.get_text_config(decoder=True)
         attention = decoder.layers[0].self_attn
         self.most_rows, self._places = MOST_ROWS, Call
-        self._compiled, self._threads = _machine()
+        head, first = model.lm_head, attention.q_proj
+        self._head = _where(head) if isinstance(head, PackedLinear | QuantizedLinear) else None
+        self._kinds = getattr(first, "kind", PLAIN), getattr(head, "kind", PLAIN) if self._head else PLAIN
+        self._compiled, self._threads = _machine(*self._kinds)
         self._code = self._compiled.address("layer")
         self._head_size = attention.head_dim
         self._heads, self._shared = config.num_attention_heads, config.num_key_value_heads
@@ -67,12 +80,14 @@ class NarrowPass:
         self._weights: dict[int, ctypes.Array[ctypes.c_int64]] = {}
         for layer in decoder.layers:
             norms = [getattr(layer, name).weight.data_ptr() for name in NORMS]
-            attended = [_blocks(getattr(layer.self_attn, name)) for name in OF_ATTENTION]
-            network = [_blocks(getattr(layer.mlp, name)) for name in OF_NETWORK]
-            listed = [norms[0], *attended, norms[1], *network]
-            self._weights[id(layer)] = (ctypes.c_int64 * len(Weights))(*listed)
-        head = model.lm_head
-        self._head = (_blocks(head), -(-head.out_features // 64)) if isinstance(head, PackedLinear) else None
+            matrices = [getattr(layer.self_attn, name) for name in OF_ATTENTION]
+            matrices += [getattr(layer.mlp, name) for name in OF_NETWORK]
+            if any(getattr(each, "kind", PLAIN) != self._kinds[0] for each in matrices):
+                raise Unknown("its weights are not all of one kind.")
+            self._weights[id(layer)] = listed = (ctypes.c_int64 * WEIGHTS)()
+            for at, (weight, scales) in enumerate(map(_blocks, matrices)):
+                listed[at], listed[MATRICES + at] = weight, scales
+            listed[Weights.INPUT_NORM], listed[Weights.NORM] = norms
         self._call = call = (ctypes.c_int64 * len(Call))()
         call[Call.COUNTERS] = self._counters.data_ptr()
         call[Call.HIDDEN], call[Call.HIDDEN_SIZE] = self._hidden.data_ptr(), config.hidden_size
@@ -89,7 +104,7 @@ class NarrowPass:
     @property
     def kind(self) -> str:
         """What of this decides which widths agree."""
-        return f"{NARROW} {VERSION} {self.most_rows} {self._compiled.by}"
+        return f"{NARROW} {VERSION} {self.most_rows} {self._compiled.by} {' '.join(self._kinds)}"
 
     def takes(self, module: Any, input_ids: torch.Tensor, cache: Any) -> bool:
         """Whether such a pass may be a narrow one; what is not in its place is for the plain pass to refuse."""
@@ -165,7 +180,8 @@ class NarrowPass:
         if self._head is None:  # tied to the embeddings, and so a plain one: its bits depend on how many rows it gets
             normed = model.get_decoder().norm(self._hidden[None, first:width])
             return torch.as_tensor(model.lm_head(normed)[:, : max(0, rows - first)])
-        call[places.OUTPUT], blocks = self._head
+        call[places.OUTPUT], call[places.OUTPUT_SCALES] = self._head
+        blocks = -(-model.lm_head.out_features // 64)
         logits = self._hidden.new_empty(1, max(0, rows - first), blocks * 64)
         if not logits.numel():
             return logits[:, :, : model.lm_head.out_features]
@@ -189,22 +205,34 @@ class NarrowPass:
 
 
 @functools.cache
-def _machine() -> tuple[Compiled, Threads]:
-    """The code, made once for all models, and who runs it."""
+def _machine(layers: str = "none", head: str = "none") -> tuple[Compiled, Threads]:
+    """The code for weights of such kinds, made once for all models, and who runs it."""
     from cag_daemon.engine.layer_code import layer_module
-    from cag_daemon.engine.machine_code import Compiled, Threads, features
+    from cag_daemon.engine.machine_code import Compiled, Threads, features, multiplies_pairs
 
     known = features()
-    if "avx512f" not in known:
+    if not {"avx512f", "avx512bw"} <= known:
         raise Unknown("this processor has no AVX-512.")
-    return Compiled(layer_module(dot="avx512bf16" in known)), Threads()
+    return Compiled(layer_module(dot=multiplies_pairs(), layers=layers, head=head)), Threads()
 
 
-def _blocks(linear: Any) -> int:
-    found = linear.blocks_at if isinstance(linear, PackedLinear) else None
+def _blocks(linear: Any) -> tuple[int, int]:
+    """Where a layer's weights and their scales are.
+
+    Raises:
+        Unknown: they do not lie in blocks.
+    """
+    found = _where(linear)
     if found is None:
         raise Unknown("its weights are not packed, or not in blocks of 64 outputs.")
-    return int(found)
+    return found
+
+
+def _where(linear: Any) -> tuple[int, int] | None:
+    if isinstance(linear, QuantizedLinear):
+        return linear.blocks_at
+    found = linear.blocks_at if isinstance(linear, PackedLinear) else None
+    return None if found is None else (found, 0)
 
 
 def _scales(decoder: Any, config: Any) -> Callable[[torch.Tensor], torch.Tensor]:

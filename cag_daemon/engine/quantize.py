@@ -19,7 +19,16 @@ from typing import Any
 import torch
 from torch.nn.functional import linear, pad
 
-from cag_daemon.engine.packed_operators import GROUP, HALF, PADDED, Packing, int4_blocks, int4_packing, int8_product
+from cag_daemon.engine.packed_operators import (
+    GROUP,
+    HALF,
+    PACKINGS,
+    PADDED,
+    Packing,
+    int4_blocks,
+    int4_packing,
+    int8_product,
+)
 
 KINDS = ("int8", "int4")
 LM_HEAD = "int8"  # whatever the others are: in 4 bits it takes 1 % less of a 7B model, and the divergence grows
@@ -86,6 +95,15 @@ class QuantizedLinear(torch.nn.Module):
             padded = pad(rows, (0, -self.in_features % PADDED)) if self.in_features % PADDED else rows
             y = _int4_product(padded, self.weight, self.scales, self._packing)[:, : self.out_features]
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    @property
+    def blocks_at(self) -> tuple[int, int] | None:
+        """Where the weights and their scales are, if they lie as `few_bits` multiplies with them."""
+        whole = not (self.in_features % PADDED or self.out_features % PADDED)
+        right = self.kind == "int8" or self._packing is PACKINGS["avx512"]
+        if not (whole and right and self.weight.device.type == "cpu"):
+            return None
+        return self.weight.data_ptr(), self.scales.data_ptr()
 
     def extra_repr(self) -> str:
         """What `print` shows."""
