@@ -300,6 +300,7 @@ def main() -> None:
             status.update(f"Quantising to {kind} …")
             model = another(plain)
             quantize_module(model, kind, torch.bfloat16, device)
+            narrow(model)
             fewer[kind] = ours_of(model, parameters, context)
         model = another(plain)
         pack_linears(model)

@@ -4,8 +4,8 @@
 
 The loss is measured on the embedded model, over text it was not made from, and on a random Mistral of a real layer
 shape (where weights have no meaning, and an argmax is a narrow thing). ``read``: in passes of many rows, where the
-weights are widened; ``decoded``: in passes of few, through the operators that read them packed. Time is measured on
-the random one, all kinds in turns; a ratio above 1 is faster than without quantisation.
+weights are widened; ``decoded``: in passes of few. Time is measured on the random one, on the product's own path, all
+kinds in turns; a ratio above 1 is faster than without quantisation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from transformers import AutoModelForCausalLM
 
 from cag_daemon.engine.cag import clean_up, generate, prefill
 from cag_daemon.engine.kv_cache import InPlaceCache
-from cag_daemon.engine.passes import cache_argument
+from cag_daemon.engine.linear import pack_linears
+from cag_daemon.engine.narrow import narrow
+from cag_daemon.engine.passes import answering, cache_argument, forward
 from cag_daemon.engine.prompt import PromptTemplate
 from cag_daemon.engine.quantize import KINDS, QuantizedLinear, quantize_module
 from tests.models import EMBEDDED, embedded_tokenizer, random_mistral
@@ -41,6 +43,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8},
 }
 READ, DECODED = 128, 16  # rows of a pass
+BEHIND = 64  # tokens that a timed pass comes behind
 TOKENS = 300  # of a text, at most
 QUESTIONS = (
     "When did the workshop open?",
@@ -184,23 +187,26 @@ def random_loss_and_time(shape: str, dtype: torch.dtype, layers: int) -> list[Ro
     models = [full, *(copy.deepcopy(full) for _ in KINDS)]
     for model, kind in zip(models[1:], KINDS, strict=True):
         quantize_module(model, kind, dtype, CPU)
+    pack_linears(full)
+    for model in models:
+        narrow(model)
     for name, width in (("read_faster", READ), ("decode_faster", 1)):
-        best = _in_turns([_pass(model.get_decoder().layers, sizes["hidden_size"], dtype, width) for model in models])
+        best = _in_turns([_pass(model, width) for model in models])
         for row, seconds in zip(rows, best, strict=True):
             setattr(row, name, best[0] / seconds)
     return rows
 
 
-def _pass(layers: Any, hidden: int, dtype: torch.dtype, width: int) -> Callable[[], None]:
-    x = torch.randn(width, hidden).to(dtype)
+def _pass(model: Any, width: int) -> Callable[[], None]:
+    """A pass of so many rows, behind some, on the product's own path."""
+    cache, decoder = InPlaceCache(model.config), model.get_decoder()
+    ids = torch.full((1, BEHIND + width), 5)
+    prefill(model, ids[:, :BEHIND], cache, chunk_size=BEHIND)
+    way = answering if width == 1 else forward
 
     def run() -> None:
-        with torch.no_grad():
-            for layer in layers:
-                attention, mlp = layer.self_attn, layer.mlp
-                q, _, _ = attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
-                attention.o_proj(q)
-                mlp(x)
+        way(decoder, ids[:, BEHIND:], cache, None)
+        clean_up(cache, BEHIND)
 
     return run
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 
-from cag_daemon.engine.few_rows import BLOCK, GROUP, SUMS, VECTORS, dotted, in_groups_of_rows
-from cag_daemon.engine.machine_code import F32, FLOATS, I32, I64, INTS, LANES, LINE, Code
+from cag_daemon.engine.few_rows import BLOCK, GROUP, PER_PAIR, SUMS, VECTORS, dotted, in_groups_of_rows
+from cag_daemon.engine.machine_code import F32, FLOATS, HALVES, I32, I64, INTS, LANES, LINE, Code
 
 SHARED = 32  # inputs that share a scale and a zero
 PAIRS_SHARED = SHARED // 2
@@ -77,9 +77,7 @@ def _int4_tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
     code = Code(module, f"int4_{rows}", 7)
     weight, scales, scales_row, x, x_row, sums, groups = code.arguments
     b = code.b
-    # Numbers from -8 to 7 in bfloat16, twice: the fifth bit of what is looked up is a neighbour's.
-    known = [ir.Constant(ir.IntType(16), _bfloat16(q - 8)) for q in range(16)] * 2
-    table = ir.Constant(WORDS, known)
+    table = _table()
     ones = b.bitcast(WORDS([_bfloat16(1)] * 2 * LANES), INTS)
     inputs = [code.sum(x, code.times(x_row, row)) for row in range(rows)]
     with code.loop(0, groups) as group:
@@ -113,9 +111,7 @@ def _int4_tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
         b.cbranch(b.icmp_signed("<", following, I64(PAIRS_SHARED)), loop, end)
         b.position_at_end(end)
         for vector in range(VECTORS):
-            both = code.load(INTS, code.sum(theirs, vector * LINE))
-            scale = b.bitcast(b.shl(both, INTS([16] * LANES)), FLOATS)
-            zero = b.bitcast(b.and_(both, INTS([-(1 << 16)] * LANES)), FLOATS)
+            scale, zero = _scale_and_zero(code, code.sum(theirs, vector * LINE))
             for row in range(rows):
                 place = code.sum(sums, row * SUMS + vector * LINE)
                 value = code.fma(scale, found[row][vector], code.load(FLOATS, place))
@@ -136,6 +132,45 @@ def _int4_widened(code: Code, raw: Any, table: Any) -> list[Any]:
             found = code.intrinsic("llvm.x86.avx512.permvar.hi.512", WORDS, table, each)
             to.append(b.bitcast(found, INTS))
     return [*lower, *upper]
+
+
+def write_widening(module: ir.Module) -> ir.Function:
+    """Write ``widen(weight, scales, scales_row, to, pairs)``: one int4 block in bfloat16, as `few_rows` wants it."""
+    code = Code(module, "widen", 5)
+    weight, scales, scales_row, to, pairs = code.arguments
+    b, table, sixteen = code.b, _table(), INTS([16] * LANES)
+    with code.loop(0, b.sdiv(pairs, I64(PAIRS_SHARED))) as group:
+        theirs = code.sum(scales, code.times(group, scales_row))
+        factors = []
+        for vector in range(VECTORS):
+            code.prefetch(code.sum(theirs, code.times(scales_row, SCALES_AHEAD), vector * LINE))
+            factors.append(_scale_and_zero(code, code.sum(theirs, vector * LINE)))
+        with code.loop(0, PAIRS_SHARED) as at:
+            pair = code.sum(code.times(group, PAIRS_SHARED), at)
+            line = code.sum(weight, code.times(pair, LINE))
+            code.prefetch(code.sum(line, AHEAD))
+            for vector, numbers in enumerate(_int4_widened(code, code.load(BYTES, line), table)):
+                scale, zero = factors[vector]
+                halves = []
+                for bits in (b.shl(numbers, sixteen), b.and_(numbers, INTS([-(1 << 16)] * LANES))):
+                    value = b.fptrunc(code.fma(scale, b.bitcast(bits, FLOATS), zero), HALVES)
+                    halves.append(b.zext(b.bitcast(value, ir.VectorType(ir.IntType(16), LANES)), INTS))
+                both = b.or_(halves[0], b.shl(halves[1], sixteen))
+                code.store(both, code.sum(to, code.times(pair, PER_PAIR), vector * LINE))
+    return code.done()
+
+
+def _table() -> ir.Constant:
+    """Numbers from -8 to 7 in bfloat16, twice: the fifth bit of what is looked up is a neighbour's."""
+    return ir.Constant(WORDS, [ir.Constant(ir.IntType(16), _bfloat16(q - 8)) for q in range(16)] * 2)
+
+
+def _scale_and_zero(code: Code, address: Any) -> tuple[Any, Any]:
+    """Those of 16 outputs, as float32."""
+    b = code.b
+    both = code.load(INTS, address)
+    scale = b.shl(both, INTS([16] * LANES))
+    return b.bitcast(scale, FLOATS), b.bitcast(b.and_(both, INTS([-(1 << 16)] * LANES)), FLOATS)
 
 
 def write_int8(module: ir.Module, *, dot: bool) -> ir.Function:

@@ -36,12 +36,12 @@ class PackedLinear(torch.nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.bias = None
-        self._packed = _pack(weight)
+        self._packed = pack_weight(weight)
         self.blocks_at = blocks_at(self._packed, weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product with x [..., in]."""
-        return _product(x, self._packed)
+        return multiply_packed(x, self._packed)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -73,11 +73,11 @@ def packs() -> bool:
     random = torch.Generator().manual_seed(0)
     weight = torch.rand((160, 96), generator=random).sub_(0.5).bfloat16()
     try:
-        packed = _pack(weight)
+        packed = pack_weight(weight)
         for rows in ROWS:
             x = torch.rand((1, rows, 96), generator=random).sub_(0.5).bfloat16()
             plain = linear(x, weight)
-            if (_product(x, packed) - plain).float().norm() > NEAR * plain.float().norm():
+            if (multiply_packed(x, packed) - plain).float().norm() > NEAR * plain.float().norm():
                 raise RuntimeError("the products differ")
     except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
         log.info("Linear layers are not packed here: %s", error)
@@ -112,11 +112,13 @@ def blocks_at(packed: torch.Tensor, weight: torch.Tensor) -> int | None:
     return address
 
 
-def _pack(weight: torch.Tensor) -> torch.Tensor:
+def pack_weight(weight: torch.Tensor) -> torch.Tensor:
+    """A weight [out, in] in bfloat16, reordered."""
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
     return packed
 
 
-def _product(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+def multiply_packed(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    """The product of x [..., in] with a reordered weight."""
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     return product

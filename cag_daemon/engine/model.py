@@ -222,6 +222,8 @@ def _key(plan: Plan, model: Any, packed: bool) -> str:
     import torch
     import transformers
 
+    from cag_daemon.engine.widening import widening
+
     path = plan.folder.path
     files = sorted(
         {each.file for each in plan.weights.values()} | {path / "config.json", *path.glob("tok*"), *path.glob("tek*")}
@@ -232,7 +234,9 @@ def _key(plan: Plan, model: Any, packed: bool) -> str:
     if device.type == "cuda":
         where = f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)} {torch.version.cuda}"
     how = [plan.folder.name, plan.where, where, str(plan.dtype), plan.quantization, plan.chunk, torch.get_num_threads()]
-    kernels = [model.config._attn_implementation, packed, torch.__version__, transformers.__version__]
+    wide = widening() if plan.quantization == "int4" and device.type == "cpu" else None
+    widened = "" if wide is None else wide.kind
+    kernels = [model.config._attn_implementation, packed, widened, torch.__version__, transformers.__version__]
     return json.dumps([stats, how, kernels])
 
 

@@ -29,6 +29,7 @@ from cag_daemon.engine.packed_operators import (
     int4_packing,
     int8_product,
 )
+from cag_daemon.engine.widening import widening
 
 KINDS = ("int8", "int4")
 LM_HEAD = "int8"  # whatever the others are: in 4 bits it takes 1 % less of a 7B model, and the divergence grows
@@ -91,10 +92,19 @@ class QuantizedLinear(torch.nn.Module):
         rows = x.reshape(-1, self.in_features)
         if self.kind == "int8":
             y = _int8_product(rows, self.weight, self.scales)
+        elif (widened := self._widened(rows)) is not None:
+            y = widened
         else:
             padded = pad(rows, (0, -self.in_features % PADDED)) if self.in_features % PADDED else rows
             y = _int4_product(padded, self.weight, self.scales, self._packing)[:, : self.out_features]
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    def _widened(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """The product of many rows, where the weight is widened by code of our own."""
+        if _few(rows, self.kind) or rows.dtype != torch.bfloat16 or self.blocks_at is None:
+            return None
+        multiply = widening()
+        return None if multiply is None else multiply(rows.contiguous(), self.weight, self.scales)
 
     @property
     def blocks_at(self) -> tuple[int, int] | None:

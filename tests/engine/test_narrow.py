@@ -6,8 +6,6 @@ import ctypes
 import functools
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -27,28 +25,11 @@ from cag_daemon.engine.passes import NARROW, answering, forward
 from cag_daemon.engine.self_test import self_test
 from cag_daemon.engine.widths import CANDIDATES, agreeing
 from cag_daemon.errors import Stopped
+from tests.engine.few import IDS, SHAPE, mistral, near, only_here, rows_of, threads, ways
 from tests.models import embedded_tokenizer, random_mistral
 
 ENGINE = settings.get_profile("engine")
-SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
-
-
-def mistral(seed: int = 0, **changes: Any) -> Any:
-    """One that the narrow pass is for; its vocabulary fills no whole blocks."""
-    model = random_mistral(seed, **({**SHAPE, "head_dim": 64, "vocab_size": 200} | changes)).bfloat16()
-    pack_linears(model)
-    return model
-
-
-@functools.cache
-def here() -> bool:
-    """Whether all that it needs is here; not whether it is right."""
-    try:
-        narrow_pass._machine()
-    except Exception:
-        return False
-    return PackedLinear(torch.zeros(64, 64).bfloat16()).blocks_at is not None
 
 
 @functools.cache
@@ -56,20 +37,6 @@ def shared_mistral() -> Any:
     model = mistral()
     assert narrow.narrow(model)
     return model
-
-
-only_here = pytest.mark.skipif(not here(), reason="there is no narrow pass on this machine")
-IDS = torch.randint(3, 200, (1, 300), generator=torch.Generator().manual_seed(3))
-
-
-@contextmanager
-def threads(many: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(many)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ── products ────────────────────────────────────────────────────────────────────────────────
@@ -106,15 +73,6 @@ def multiplied(x: torch.Tensor, layer: PackedLinear, dot: bool) -> torch.Tensor:
     call = (ctypes.c_int64 * 8)(*tensors, rows, inputs // 2, blocks)
     runner.run(address, ctypes.addressof(call))
     return sums[:, :rows, :64].transpose(0, 1).reshape(rows, -1)[:, : layer.out_features]
-
-
-def ways() -> list[bool]:
-    """Whether by the processor's own products of pairs: it may have none, and float32 numbers are always there."""
-    if not here():
-        return [False]
-    from cag_daemon.engine.machine_code import features
-
-    return [False, True] if "avx512bf16" in features() else [False]
 
 
 @only_here
@@ -168,19 +126,6 @@ def test_a_weight_that_lies_otherwise_is_not_read(what: str, monkeypatch: pytest
 
 
 # ── passes ──────────────────────────────────────────────────────────────────────────────────
-
-
-def rows_of(model: Any, cache: Any, start: int, rows: int, width: int, way: Any) -> list[torch.Tensor]:
-    """Logits, keys and values of some rows behind the first tokens, in a pass of a width; the cache stays as it is."""
-    ids = torch.cat([IDS[:, start : start + rows], IDS[:, :1].expand(1, width - rows)], 1)
-    logits = way(model, ids, cache, None, logits_to_keep=width, wanted_rows=rows).logits[0, :rows]
-    kept = [each[0, :, start : start + rows].clone() for layer in cache.layers for each in (layer.keys, layer.values)]
-    clean_up(cache, start)
-    return [logits.clone(), *kept]
-
-
-def near(ours: torch.Tensor, plain: torch.Tensor, most: float = 0.02) -> bool:
-    return bool((ours - plain).float().norm() <= most * plain.float().norm())
 
 
 @only_here
@@ -411,7 +356,7 @@ def test_what_is_missing_or_wrong_is_noticed(what: str, monkeypatch: pytest.Monk
     if what == "no compiler":
         for name in [name for name in sys.modules if name.startswith("llvmlite")]:
             monkeypatch.setitem(sys.modules, name, None)
-        for room in ("machine_code", "few_rows", "layer_code"):
+        for room in ("machine_code", "few_rows", "few_bits", "layer_code"):
             monkeypatch.delitem(sys.modules, f"cag_daemon.engine.{room}", raising=False)
         monkeypatch.setitem(sys.modules, "llvmlite", None)
     elif what == "no threads":

@@ -1,0 +1,284 @@
+"""Passes of few rows by machine code of our own, of weights in 8 and 4 bits: what the plain pass computes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import sys
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cag_daemon.engine import narrow, widening
+from cag_daemon.engine.cag import clean_up, generate_step, prefill
+from cag_daemon.engine.drafts import Drafts
+from cag_daemon.engine.kv_cache import InPlaceCache
+from cag_daemon.engine.linear import pack_linears
+from cag_daemon.engine.packed_operators import GROUP, PACKINGS, int4_numbers
+from cag_daemon.engine.passes import NARROW, answering, forward
+from cag_daemon.engine.quantize import KINDS, QuantizedLinear, quantize_module
+from tests.engine.few import IDS, SHAPE, near, only_here, rows_of, threads, ways
+from tests.models import random_mistral
+
+ENGINE = settings.get_profile("engine")
+CPU = torch.device("cpu")
+
+
+def quantized(kind: str, seed: int = 0, **changes: Any) -> Any:
+    """A model in so many bits, its embeddings and norms in bfloat16."""
+    model = random_mistral(seed, **({**SHAPE, "head_dim": 64, "vocab_size": 256} | changes)).bfloat16()
+    quantize_module(model, kind, torch.bfloat16, CPU)
+    return model
+
+
+@functools.cache
+def shared(kind: str) -> Any:
+    model = quantized(kind)
+    assert narrow.narrow(model)
+    return model
+
+
+# ── products ────────────────────────────────────────────────────────────────────────────────
+
+
+@functools.cache
+def product_alone(kind: str, dot: bool) -> tuple[Any, int, Any]:
+    """The product as a function of its own, given what `multiplied` gives it."""
+    from llvmlite import ir
+
+    from cag_daemon.engine.few_bits import WRITE
+    from cag_daemon.engine.machine_code import Code, Compiled, Threads
+
+    module = ir.Module("product")
+    product = WRITE[kind](module, dot=dot)
+    code = Code(module, "run", 1, inside=False)
+    given_ = [code.number(code.arguments[0], at) for at in range(12)]
+    counters, weight, scales, scales_row, x, x_row, sums, rows, pairs, blocks, of_weights, of_scales = given_
+    with code.pieces(counters, 0, blocks) as block:
+        to = code.sum(sums, code.times(block, 16 * 1024))
+        where = [code.sum(weight, code.times(block, of_weights)), code.sum(scales, code.times(block, of_scales))]
+        code.b.call(product, [*where, scales_row, x, x_row, to, rows, pairs])
+    code.done()
+    compiled = Compiled(module)
+    return compiled, compiled.address("run"), Threads()
+
+
+def multiplied(x: torch.Tensor, layer: QuantizedLinear, dot: bool) -> torch.Tensor:
+    """x [rows, in] times a weight, in float32."""
+    from cag_daemon.engine.few_bits import BLOCKS, SCALES
+
+    (rows, inputs), blocks, of = x.shape, layer.out_features // 64, BLOCKS[layer.kind]
+    counters, sums = torch.zeros(64, dtype=torch.int64), torch.full((blocks, 16, 256), torch.nan)
+    x = x.contiguous()
+    assert layer.blocks_at is not None
+    tensors = [counters.data_ptr(), *layer.blocks_at, SCALES * layer.out_features]
+    call = (ctypes.c_int64 * 12)(
+        *tensors, x.data_ptr(), 2 * inputs, sums.data_ptr(), rows, inputs // 2, blocks, inputs * of.weights, of.scales
+    )
+    _, address, runner = product_alone(layer.kind, dot)
+    runner.run(address, ctypes.addressof(call))
+    return sums[:, :rows, :64].transpose(0, 1).reshape(rows, -1)
+
+
+def dequantized(layer: QuantizedLinear) -> torch.Tensor:
+    """The weight that a layer stands for, in float64."""
+    if layer.kind == "int8":
+        return layer.weight.double() * layer.scales.double()[:, None]
+    q = int4_numbers(layer.state_dict()["weight"]).double() - 8
+    scale, zero = layer.scales.double().transpose(0, 1).repeat_interleave(GROUP, 1).unbind(-1)
+    return q * scale + zero
+
+
+@only_here
+@pytest.mark.parametrize("dot", ways())
+@pytest.mark.parametrize("kind", KINDS)
+@settings(ENGINE)
+@given(st.integers(1, 16), st.integers(1, 9), st.integers(1, 5), st.integers(0, 99))
+def test_a_product_is_the_exact_one_within_the_error_of_float32(
+    kind: str, dot: bool, rows: int, inputs: int, outputs: int, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    layer = QuantizedLinear.of(torch.randn((64 * outputs, 64 * inputs), generator=random), kind, torch.bfloat16, CPU)
+    x = torch.randn((rows, 64 * inputs), generator=random).bfloat16()
+    weight = dequantized(layer)
+    exact, most = x.double() @ weight.T, x.double().abs() @ weight.abs().T  # what rounding is relative to
+    assert bool(((multiplied(x, layer, dot) - exact).abs() <= 1e-5 * most).all())
+
+
+@only_here
+@pytest.mark.parametrize("dot", ways())
+@pytest.mark.parametrize("kind", KINDS)
+@settings(ENGINE)
+@given(st.integers(1, 16), st.integers(1, 3), st.sampled_from([(64, 64), (320, 1216), (192, 4864)]))
+def test_the_bits_of_a_row_are_the_same_among_however_many_rows_and_threads(
+    kind: str, dot: bool, rows: int, many: int, shape: tuple[int, int]
+) -> None:
+    random = torch.Generator().manual_seed(rows)
+    layer = QuantizedLinear.of(torch.randn(shape, generator=random), kind, torch.bfloat16, CPU)
+    x = torch.randn((16, shape[1]), generator=random).bfloat16()
+    with threads(2):
+        wanted = multiplied(x, layer, dot)
+    with threads(many):
+        first = 16 - rows
+        assert torch.equal(multiplied(x[first:], layer, dot), wanted[first:])
+
+
+@pytest.mark.parametrize("what", ["as saved", "of another size"])
+def test_a_weight_that_lies_otherwise_is_not_read(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if what == "as saved":
+        monkeypatch.setitem(PACKINGS, "avx2", PACKINGS["avx512"]._replace(pack=lambda w: w, unpack=lambda w: w))
+        layer = QuantizedLinear.of(torch.randn(128, 64), "int4", torch.bfloat16, CPU)
+        layer._unpack()
+    else:
+        layer = QuantizedLinear.of(torch.randn(120, 64), "int8", torch.bfloat16, CPU)
+    assert layer.blocks_at is None
+
+
+@only_here
+@settings(ENGINE)
+@given(
+    st.integers(33, 140), st.integers(1, 9), st.integers(2, 9), st.sampled_from([1 << 22, 1 << 14]), st.integers(0, 9)
+)
+def test_many_rows_are_multiplied_with_what_int4_stands_for(
+    rows: int, inputs: int, outputs: int, at_a_time: int, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    layer = QuantizedLinear.of(torch.randn((64 * outputs, 64 * inputs), generator=random), "int4", torch.bfloat16, CPU)
+    x = torch.randn((rows, 64 * inputs), generator=random).bfloat16()
+    exact = x.double() @ dequantized(layer).T
+    widen = widening.widening()
+    assert widen is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(widening, "AT_A_TIME", at_a_time)
+        ours = widen(x, layer.weight, layer.scales)
+        assert torch.equal(layer(x), ours if ours is not None else layer(x))
+    assert (layer(x).double() - exact).norm() <= 0.01 * exact.norm()
+    # In one part: 64 outputs alone lie otherwise, and are left to torch.
+    assert ours is not None or at_a_time == 1 << 14
+
+
+@pytest.mark.parametrize("what", ["no compiler", "another layout", "a wrong product"])
+def test_where_weights_cannot_be_widened_torch_does_it(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = QuantizedLinear.of(torch.randn(192, 128), "int4", torch.bfloat16, CPU)
+    x = torch.randn(40, 128).bfloat16()
+    exact = x.double() @ dequantized(layer).T
+    for each in (widening.widening, widening._machine):
+        each.cache_clear()
+    if what == "no compiler":
+        monkeypatch.setitem(sys.modules, "llvmlite", None)
+        for room in ("machine_code", "few_rows", "few_bits"):
+            monkeypatch.delitem(sys.modules, f"cag_daemon.engine.{room}", raising=False)
+    elif what == "another layout":
+        monkeypatch.setattr(widening, "blocks_at", lambda *_: None)
+    else:
+        monkeypatch.setattr(widening, "multiply_packed", lambda x, room: torch.ones(len(x), 192).bfloat16())
+    try:
+        assert widening.widening() is None
+        assert (layer(x).double() - exact).norm() <= 0.01 * exact.norm()
+    finally:
+        for each in (widening.widening, widening._machine):
+            each.cache_clear()
+
+
+# ── passes ──────────────────────────────────────────────────────────────────────────────────
+
+
+@only_here
+@pytest.mark.parametrize("kind", KINDS)
+@settings(ENGINE)
+@given(
+    shape=st.sampled_from(
+        [
+            {},
+            {"head_dim": 128, "num_key_value_heads": 4},
+            {"num_attention_heads": 6, "num_key_value_heads": 1, "hidden_size": 320},
+            {"vocab_size": 200},
+        ]
+    ),
+    start=st.integers(1, 200),
+    rows=st.integers(1, 16),
+    seed=st.integers(0, 3),
+)
+def test_a_narrow_pass_is_near_the_plain_one(
+    kind: str, shape: dict[str, Any], start: int, rows: int, seed: int
+) -> None:
+    model = quantized(kind, seed, **shape)
+    cache = InPlaceCache(model.config)
+    prefill(model, IDS[:, :start], cache, chunk_size=64)
+    plain = rows_of(model, cache, start, rows, rows, forward)
+    assert narrow.narrow(model)
+    ours = rows_of(model, cache, start, rows, rows, answering)
+    assert all(near(*both, most=0.03) for both in zip(ours, plain, strict=True))
+
+
+@only_here
+@pytest.mark.parametrize("kind", KINDS)
+@settings(ENGINE)
+@given(start=st.integers(1, 200), rows=st.integers(1, 16), more=st.integers(0, 15), many=st.integers(1, 3))
+def test_rows_have_the_bits_of_rows_one_by_one(kind: str, start: int, rows: int, more: int, many: int) -> None:
+    model = shared(kind)
+    cache = InPlaceCache(model.config)
+    prefill(model, IDS[:, :start], cache, chunk_size=64)
+    wanted = []
+    for row in range(rows):
+        wanted.append(rows_of(model, cache, start + row, 1, 1, answering))
+        answering(model, IDS[:, start + row : start + row + 1], cache, None)
+    clean_up(cache, start)
+    with threads(many):
+        ours = rows_of(model, cache, start, rows, min(16, rows + more), answering)
+    for row in range(rows):
+        for one, all_ in zip(wanted[row], ours, strict=True):
+            assert torch.equal(one[..., 0, :], all_[..., row, :])
+
+
+@only_here
+@pytest.mark.parametrize("kind", KINDS)
+@settings(ENGINE)
+@given(st.integers(20, 250), st.integers(1, 20), st.integers(0, 9))
+def test_with_drafts_an_answer_is_the_one_without(kind: str, length: int, question: int, seed: int) -> None:
+    model = shared(kind)
+    few = torch.randint(3, 9, (1, length + question), generator=torch.Generator().manual_seed(seed))
+    cache, answers = InPlaceCache(model.config), []
+    prefill(model, few[:, :length], cache, chunk_size=64)
+    for drafted in (False, True):
+        drafts = Drafts(few[0, :length].tolist(), few[0, length:].tolist(), (), 20) if drafted else None
+        steps = generate_step(
+            model, few[:, length:], cache, max_new_tokens=20, chunk_size=64, widths=(1, 2, 4, 8, 16), drafts=drafts
+        )
+        answers.append(list(steps))
+        clean_up(cache, length)
+    assert answers[1] == answers[0]
+
+
+@only_here
+@pytest.mark.parametrize("what", ["of several kinds", "saved", "without its scales"])
+def test_other_weights_go_the_plain_way(what: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = quantized("int4")
+    layer = model.get_decoder().layers[1].mlp
+    if what == "of several kinds":
+        layer.up_proj = QuantizedLinear.of(torch.randn(192, 128), "int8", torch.bfloat16, CPU)
+    elif what == "saved":
+        layer.up_proj._unpack()
+    else:  # those of its neighbour: what is computed is wrong, and noticed
+        layer.up_proj.scales = layer.gate_proj.scales + 1
+        layer.up_proj.__class__ = type("Wrong", (QuantizedLinear,), {"blocks_at": layer.gate_proj.blocks_at})
+    with caplog.at_level(logging.INFO):
+        assert not narrow.narrow(model)
+    assert what != "of several kinds" or "not all of one kind" in caplog.text
+    assert not hasattr(model.get_decoder(), NARROW)
+    answering(model, IDS[:, :5], InPlaceCache(model.config), None)
+
+
+@only_here
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_says_what_its_weights_are(kind: str) -> None:
+    """Other widths may agree: what the self-test found for one kind is not believed of another."""
+    plain = random_mistral(0, **SHAPE, head_dim=64, vocab_size=256).bfloat16()
+    pack_linears(plain)
+    assert narrow.narrow(plain)
+    found = {getattr(each.get_decoder(), NARROW).kind for each in (plain, shared("int4"), shared("int8"))}
+    assert len(found) == 3
