@@ -134,7 +134,7 @@ def _int4_widened(code: Code, raw: Any, table: Any) -> list[Any]:
     return [*lower, *upper]
 
 
-def write_widening(module: ir.Module) -> ir.Function:
+def write_int4_widening(module: ir.Module) -> ir.Function:
     """Write ``widen(weight, scales, scales_row, to, pairs)``: one int4 block in bfloat16, as `few_rows` wants it."""
     code = Code(module, "widen", 5)
     weight, scales, scales_row, to, pairs = code.arguments
@@ -158,6 +158,35 @@ def write_widening(module: ir.Module) -> ir.Function:
                 both = b.or_(halves[0], b.shl(halves[1], sixteen))
                 code.store(both, code.sum(to, code.times(pair, PER_PAIR), vector * LINE))
     return code.done()
+
+
+def write_int8_widening(module: ir.Module) -> ir.Function:
+    """Write ``widen(weight, scales, scales_row, to, pairs)`` as `write_int4_widening`, but whole numbers: no scales."""
+    code = Code(module, "widen", 5)
+    weight, _, _, to, pairs = code.arguments
+    inputs = code.times(pairs, 2)
+    for vector in range(VECTORS):
+        with code.loop(0, inputs, 2 * LANES) as at:
+            places = [code.sum(weight, code.times(inputs, vector * LANES + lane), at) for lane in range(LANES)]
+            rows = [_int8_widened(code, code.load(HALF_BYTES, place)) for place in places]
+            for number, column in enumerate(_transposed(code, rows)):
+                pair = code.sum(code.times(at, PER_PAIR // 2), number * PER_PAIR, vector * LINE)
+                code.store(column, code.sum(to, pair))
+    return code.done()
+
+
+def _transposed(code: Code, rows: list[Any]) -> list[Any]:
+    """The columns of sixteen rows of sixteen int32s: rows change places with lanes, one bit of their numbers a time."""
+    for bit in (1, 2, 4, 8):
+        kept = [lane if not lane & bit else LANES + (lane ^ bit) for lane in range(LANES)]
+        other = [lane ^ bit if not lane & bit else LANES + lane for lane in range(LANES)]
+        found = list(rows)
+        for one in range(LANES):
+            if not one & bit:
+                both = rows[one], rows[one | bit]
+                found[one], found[one | bit] = (code.b.shuffle_vector(*both, INTS(each)) for each in (kept, other))
+        rows = found
+    return rows
 
 
 def _table() -> ir.Constant:
@@ -249,3 +278,4 @@ def _bfloat16(number: int) -> int:
 
 
 WRITE: dict[str, Callable[..., ir.Function]] = {"int4": write_int4, "int8": write_int8}
+WRITE_WIDENING = {"int4": write_int4_widening, "int8": write_int8_widening}

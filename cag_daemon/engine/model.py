@@ -234,7 +234,7 @@ def _key(plan: Plan, model: Any, packed: bool) -> str:
     if device.type == "cuda":
         where = f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)} {torch.version.cuda}"
     how = [plan.folder.name, plan.where, where, str(plan.dtype), plan.quantization, plan.chunk, torch.get_num_threads()]
-    wide = widening() if plan.quantization == "int4" and device.type == "cpu" else None
+    wide = widening(plan.quantization) if plan.quantization != "none" and device.type == "cpu" else None
     widened = "" if wide is None else wide.kind
     kernels = [model.config._attn_implementation, packed, widened, torch.__version__, transformers.__version__]
     return json.dumps([stats, how, kernels])

@@ -90,10 +90,10 @@ class QuantizedLinear(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product with x [..., in], in x's type."""
         rows = x.reshape(-1, self.in_features)
-        if self.kind == "int8":
-            y = _int8_product(rows, self.weight, self.scales)
-        elif (widened := self._widened(rows)) is not None:
+        if (widened := self._widened(rows)) is not None:
             y = widened
+        elif self.kind == "int8":
+            y = _int8_product(rows, self.weight, self.scales)
         else:
             padded = pad(rows, (0, -self.in_features % PADDED)) if self.in_features % PADDED else rows
             y = _int4_product(padded, self.weight, self.scales, self._packing)[:, : self.out_features]
@@ -103,7 +103,7 @@ class QuantizedLinear(torch.nn.Module):
         """The product of many rows, where the weight is widened by code of our own."""
         if _few(rows, self.kind) or rows.dtype != torch.bfloat16 or self.blocks_at is None:
             return None
-        multiply = widening()
+        multiply = widening(self.kind)
         return None if multiply is None else multiply(rows.contiguous(), self.weight, self.scales)
 
     @property

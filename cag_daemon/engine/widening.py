@@ -1,4 +1,4 @@
-"""Products of many rows with int4 weights: some outputs at a time are widened to bfloat16, as oneDNN packs them.
+"""Products of many rows with int8 or int4 weights: some outputs at a time are widened, as oneDNN packs bfloat16.
 
 So documents are read by the products that read them where weights are in bfloat16, and what is added is that each
 weight is widened once for all rows, by machine code, into a room that stays in the processor's cache. It is compared
@@ -29,14 +29,15 @@ VERSION = 1  # of what is computed
 
 
 class Widening:
-    """The product with int4 weights, by one thread at a time: the room is everybody's.
+    """The product with weights of a kind, by one thread at a time: the room is everybody's.
 
     Raises:
         RuntimeError, OSError, AttributeError, ImportError: there is none here.
     """
 
-    def __init__(self) -> None:
-        self._compiled, self._threads = _machine()
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._compiled, self._threads = _machine(kind)
         self._code = self._compiled.address("widen_all")
         self._rooms: dict[tuple[int, int], tuple[torch.Tensor, int | None]] = {}
         self._counters = torch.zeros(COUNTERS, dtype=torch.int64)
@@ -44,20 +45,21 @@ class Widening:
     @property
     def kind(self) -> str:
         """What of this decides about the bits of a product."""
-        return f"widened {VERSION} {self._compiled.by}"
+        return f"widened {VERSION} {self._kind} {self._compiled.by}"
 
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor | None:
         """The product.
 
         Args:
             x: [n, in] in bfloat16.
-            weight: [out, in] as torch's AVX-512 operator wants it, both multiples of 64.
-            scales: [in / 32, out, 2] in bfloat16.
+            weight: [out, in] in int8, or in int4 as torch's AVX-512 operator wants it; both multiples of 64.
+            scales: in bfloat16: [out]; of int4 [in / 32, out, 2].
 
         Returns:
             [n, out] in bfloat16; None: oneDNN packs a weight of such a shape otherwise (64 outputs, for one).
         """
-        inputs, outputs = x.shape[1], scales.shape[1]
+        inputs = x.shape[1]
+        outputs, of_output, bits = (scales.shape[1], 2, 4) if self._kind == "int4" else (len(scales), 1, 8)
         parts = -(-inputs * outputs // AT_A_TIME)
         step = -(-outputs // PADDED // parts) * PADDED  # about equal ones
         pieces = []
@@ -69,16 +71,17 @@ class Widening:
             self._counters.zero_()
             call = (ctypes.c_int64 * 7)(
                 self._counters.data_ptr(),
-                weight.data_ptr() + start * inputs // 2,
-                scales.data_ptr() + start * 2 * scales.itemsize,
-                outputs * 2 * scales.itemsize,
+                weight.data_ptr() + start * inputs * bits // 8,
+                scales.data_ptr() + start * of_output * scales.itemsize,
+                outputs * of_output * scales.itemsize,
                 address,
                 inputs // 2,
                 many // PADDED,
             )
             self._threads.run(self._code, ctypes.addressof(call))
             pieces.append(multiply_packed(x, room))
-        return torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]
+        product = torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]
+        return product.mul_(scales) if self._kind == "int8" else product
 
     def _room(self, outputs: int, inputs: int) -> tuple[torch.Tensor, int | None]:
         """A packed weight that is written anew for each product, and where it lies."""
@@ -92,43 +95,49 @@ class Widening:
 
 
 @functools.cache
-def widening() -> Widening | None:
-    """The product, if there is one here that computes what the plain way does."""
+def widening(kind: str) -> Widening | None:
+    """The product with weights of that kind, if there is one here that computes what the plain way does."""
     random = torch.Generator().manual_seed(0)
-    q = torch.randint(0, 16, (3 * PADDED, 2 * PADDED), generator=random).to(torch.uint8)
-    scales = torch.rand((2 * PADDED // GROUP, 3 * PADDED, 2), generator=random).add_(0.5).bfloat16()
-    scale, zero = scales.float().transpose(0, 1).repeat_interleave(GROUP, 1).unbind(-1)
-    x = torch.rand((40, 2 * PADDED), generator=random).sub_(0.5).bfloat16()
-    plain = x.float() @ ((q - 8.0) * scale + zero).t()
+    outputs, inputs = 3 * PADDED, 2 * PADDED
+    x = torch.rand((40, inputs), generator=random).sub_(0.5).bfloat16()
+    if kind == "int4":
+        q = torch.randint(0, 16, (outputs, inputs), generator=random).to(torch.uint8)
+        scales = torch.rand((inputs // GROUP, outputs, 2), generator=random).add_(0.5).bfloat16()
+        scale, zero = scales.float().transpose(0, 1).repeat_interleave(GROUP, 1).unbind(-1)
+        weight, plain = PACKINGS["avx512"].pack(int4_blocks(q)), x.float() @ ((q - 8.0) * scale + zero).t()
+    else:
+        weight = torch.randint(-127, 128, (outputs, inputs), generator=random).to(torch.int8)
+        scales = torch.rand(outputs, generator=random).add_(0.5).bfloat16()
+        plain = x.float() @ weight.float().t() * scales.float()
     try:
-        product = Widening()
-        ours = product(x, PACKINGS["avx512"].pack(int4_blocks(q)), scales)
+        product = Widening(kind)
+        ours = product(x, weight, scales)
         if ours is None or not (ours.float() - plain).norm() <= NEAR * plain.norm():
             raise RuntimeError("the products differ, or packed weights do not lie in blocks of 64 outputs")
     except Exception as error:  # whatever it is: it goes without
-        log.info("int4 weights are widened by torch: %s", one_line(error))
+        log.info("%s weights are widened by torch: %s", kind, one_line(error))
         return None
     return product
 
 
 @functools.cache
-def _machine() -> tuple[Compiled, Threads]:
+def _machine(kind: str) -> tuple[Compiled, Threads]:
     from llvmlite import ir
 
-    from cag_daemon.engine.few_bits import BLOCKS, SCALES, write_widening
-    from cag_daemon.engine.few_rows import BLOCK, PER_PAIR
+    from cag_daemon.engine.few_bits import BLOCKS, WRITE_WIDENING
+    from cag_daemon.engine.few_rows import PER_PAIR
     from cag_daemon.engine.machine_code import Code, Compiled, Threads, features
 
     if not {"avx512f", "avx512bw"} <= features():
         raise RuntimeError("this processor has no AVX-512")
     module = ir.Module("widening")
-    widen = write_widening(module)
+    widen, of = WRITE_WIDENING[kind](module), BLOCKS[kind]
     code = Code(module, "widen_all", 1, inside=False)
     counters, weight, scales, scales_row, to, pairs, blocks = (code.number(code.arguments[0], at) for at in range(7))
     with code.pieces(counters, 0, blocks) as block:
         where = [
-            code.sum(weight, code.times(block, pairs, 2 * BLOCKS["int4"].weights)),
-            code.sum(scales, code.times(block, BLOCK * SCALES)),
+            code.sum(weight, code.times(block, pairs, 2 * of.weights)),
+            code.sum(scales, code.times(block, of.scales)),
             scales_row,
             code.sum(to, code.times(block, pairs, PER_PAIR)),
             pairs,

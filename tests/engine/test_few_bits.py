@@ -139,18 +139,19 @@ def test_a_weight_that_lies_otherwise_is_not_read(what: str, monkeypatch: pytest
 
 
 @only_here
+@pytest.mark.parametrize("kind", KINDS)
 @settings(ENGINE)
 @given(
     st.integers(33, 140), st.integers(1, 9), st.integers(2, 9), st.sampled_from([1 << 22, 1 << 14]), st.integers(0, 9)
 )
-def test_many_rows_are_multiplied_with_what_int4_stands_for(
-    rows: int, inputs: int, outputs: int, at_a_time: int, seed: int
+def test_many_rows_are_multiplied_with_what_a_weight_stands_for(
+    kind: str, rows: int, inputs: int, outputs: int, at_a_time: int, seed: int
 ) -> None:
     random = torch.Generator().manual_seed(seed)
-    layer = QuantizedLinear.of(torch.randn((64 * outputs, 64 * inputs), generator=random), "int4", torch.bfloat16, CPU)
+    layer = QuantizedLinear.of(torch.randn((64 * outputs, 64 * inputs), generator=random), kind, torch.bfloat16, CPU)
     x = torch.randn((rows, 64 * inputs), generator=random).bfloat16()
     exact = x.double() @ dequantized(layer).T
-    widen = widening.widening()
+    widen = widening.widening(kind)
     assert widen is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(widening, "AT_A_TIME", at_a_time)
@@ -161,9 +162,10 @@ def test_many_rows_are_multiplied_with_what_int4_stands_for(
     assert ours is not None or at_a_time == 1 << 14
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", ["no compiler", "another layout", "a wrong product"])
-def test_where_weights_cannot_be_widened_torch_does_it(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = QuantizedLinear.of(torch.randn(192, 128), "int4", torch.bfloat16, CPU)
+def test_where_weights_cannot_be_widened_torch_does_it(what: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = QuantizedLinear.of(torch.randn(192, 128), kind, torch.bfloat16, CPU)
     x = torch.randn(40, 128).bfloat16()
     exact = x.double() @ dequantized(layer).T
     for each in (widening.widening, widening._machine):
@@ -177,7 +179,7 @@ def test_where_weights_cannot_be_widened_torch_does_it(what: str, monkeypatch: p
     else:
         monkeypatch.setattr(widening, "multiply_packed", lambda x, room: torch.ones(len(x), 192).bfloat16())
     try:
-        assert widening.widening() is None
+        assert widening.widening(kind) is None
         assert (layer(x).double() - exact).norm() <= 0.01 * exact.norm()
     finally:
         for each in (widening.widening, widening._machine):

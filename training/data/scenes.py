@@ -28,6 +28,7 @@ from training.data.maker import SLOT, Maker
 FOLDER = Path(__file__).with_name("scenes")
 ITEM = re.compile(r"(?:[-*+] |\d+[.)] |> )")
 TWO = re.compile(r"(?<!\bSt)(?<!\b[DM]r)(?<!\bMrs)(?<!\bNo)(?<!\b[A-Z])[.!?] [A-Z]")
+LITERAL = {"id": "{id}"}  # in paths of an API it is no slot
 PERSON = re.compile(r"(her|him)(\d?)(?:\.(first|last))?$")
 
 
@@ -104,6 +105,7 @@ def read(name: str, text: str) -> list[Scene]:
 
 def fill(maker: Maker, template: str, known: dict[str, str]) -> str:
     """Put words into the slots, the same for the same slot."""
+    known |= LITERAL
     for slot in SLOT.findall(template):
         if match := PERSON.match(slot):
             who = match[1] + match[2]
