@@ -28,7 +28,7 @@ class Curriculum:
     short: float = 0.4
     long: float = 0.2
     longest: int = 140
-    refused: tuple[float, float] = (0.2, 0.12)
+    refused: tuple[float, float] = (0.2, 0.1)
 
     def size(self, seed: int, progress: float) -> Size:
         """The size of the step with this seed, at this part of the run."""

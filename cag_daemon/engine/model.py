@@ -107,6 +107,7 @@ def load_model(wanted: Wanted | str = "auto", progress: Callable[[int], None] = 
             trim()  # where layers were brought into another form
             if packed or plan.quantization != "none":
                 narrow(model)
+                trim()  # what trying took
     except CagError:
         raise
     except Exception as error:

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +19,13 @@ from cag_daemon.engine.cag import clean_up, generate_step, prefill
 from cag_daemon.engine.drafts import Drafts
 from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.engine.linear import pack_linears
+from cag_daemon.engine.model import load_model
 from cag_daemon.engine.packed_operators import GROUP, PACKINGS, int4_numbers
 from cag_daemon.engine.passes import NARROW, answering, forward
+from cag_daemon.engine.plan import Wanted
 from cag_daemon.engine.quantize import KINDS, QuantizedLinear, quantize_module
-from tests.engine.few import IDS, SHAPE, near, only_here, rows_of, threads, ways
-from tests.models import random_mistral
+from tests.engine.few import IDS, SHAPE, here, near, only_here, rows_of, threads, ways
+from tests.models import random_mistral, save_model
 
 ENGINE = settings.get_profile("engine")
 CPU = torch.device("cpu")
@@ -284,3 +287,28 @@ def test_it_says_what_its_weights_are(kind: str) -> None:
     assert narrow.narrow(plain)
     found = {getattr(each.get_decoder(), NARROW).kind for each in (plain, shared("int4"), shared("int8"))}
     assert len(found) == 3
+
+
+@only_here
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_quantised_while_it_is_loaded_gets_it(kind: str, tmp_path: Path) -> None:
+    sizes = SHAPE | {"head_dim": 64, "num_hidden_layers": 2, "tie_word_embeddings": False}
+    folder = save_model(tmp_path / "model", torch.bfloat16, **sizes)
+    keys = set()
+    for quantization in (kind, kind, "none"):  # the second time from what was kept
+        wanted = Wanted(str(folder), "cpu", quantization=quantization, cache_directory=str(tmp_path / "cache"))
+        loaded = load_model(wanted)
+        passes = getattr(loaded.model.get_decoder(), NARROW)
+        assert quantization in passes.kind
+        keys.add(loaded.key)
+    assert len(keys) == 2
+
+
+def test_where_weights_are_widened_otherwise_what_was_kept_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_model(tmp_path / "model", torch.bfloat16, **SHAPE, head_dim=64)
+    wanted = Wanted(str(folder), "cpu", quantization="int8", cache_directory=str(tmp_path / "cache"))
+    before = load_model(wanted).key
+    monkeypatch.setattr(widening, "widening", lambda kind: None)
+    assert (load_model(wanted).key == before) == (not here())
