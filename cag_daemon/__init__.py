@@ -66,6 +66,7 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       few_rows        products of few rows with packed weights, as machine code
       few_bits        the same with weights of 8 and 4 bits
       widening        products of many rows with such weights, widened some outputs at a time
+      widening_code   the machine code for that
       machine_code    LLVM, its intermediate code made readable, and torch's threads to run it
       decoding        the passes of one answer: a question in pieces, tokens, drafts verified
       drafts          how an answer may go on: copied from document, question and earlier answers

@@ -104,10 +104,15 @@ def default_chunk(device: torch.device, dtype: torch.dtype) -> int:
 
 def _multiplies_bfloat16() -> bool:
     """Whether this processor has products of bfloat16 in its hardware, as far as torch knows."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_features()))
+
+
+def cpu_features() -> list[str]:
+    """What this processor can do, in torch's words and sorted; empty where torch does not know."""
     import torch
 
     known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(known.get(each) for each in ("avx512_bf16", "amx_bf16", "bf16"))
+    return sorted(name for name, there in known.items() if there is True)
 
 
 def environment(device: torch.device) -> str:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 
-from cag_daemon.engine.few_rows import BLOCK, GROUP, PER_PAIR, SUMS, VECTORS, dotted, in_groups_of_rows
-from cag_daemon.engine.machine_code import F32, FLOATS, HALVES, I32, I64, INTS, LANES, LINE, Code
+from cag_daemon.engine.few_rows import BLOCK, GROUP, SUMS, VECTORS, dotted, in_groups_of_rows
+from cag_daemon.engine.machine_code import F32, FLOATS, I32, I64, INTS, LANES, LINE, Code
 
 SHARED = 32  # inputs that share a scale and a zero
 PAIRS_SHARED = SHARED // 2
@@ -77,7 +77,7 @@ def _int4_tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
     code = Code(module, f"int4_{rows}", 7)
     weight, scales, scales_row, x, x_row, sums, groups = code.arguments
     b = code.b
-    table = _table()
+    table = table_of_four_bits()
     ones = b.bitcast(WORDS([_bfloat16(1)] * 2 * LANES), INTS)
     inputs = [code.sum(x, code.times(x_row, row)) for row in range(rows)]
     with code.loop(0, groups) as group:
@@ -99,7 +99,7 @@ def _int4_tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
         held = [[b.phi(FLOATS) for _ in range(VECTORS)] for _ in inputs]
         line = code.sum(of_group, code.times(at, LINE))
         code.prefetch(code.sum(line, AHEAD))
-        weights = _int4_widened(code, code.load(BYTES, line), table)
+        weights = int4_widened(code, code.load(BYTES, line), table)
         for row in range(rows):
             pair = code.load(I32, code.sum(pairs_of[row], code.times(at, 4)))
             for vector in range(VECTORS):
@@ -111,7 +111,7 @@ def _int4_tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
         b.cbranch(b.icmp_signed("<", following, I64(PAIRS_SHARED)), loop, end)
         b.position_at_end(end)
         for vector in range(VECTORS):
-            scale, zero = _scale_and_zero(code, code.sum(theirs, vector * LINE))
+            scale, zero = scale_and_zero(code, code.sum(theirs, vector * LINE))
             for row in range(rows):
                 place = code.sum(sums, row * SUMS + vector * LINE)
                 value = code.fma(scale, found[row][vector], code.load(FLOATS, place))
@@ -119,7 +119,7 @@ def _int4_tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
     return code.done()
 
 
-def _int4_widened(code: Code, raw: Any, table: Any) -> list[Any]:
+def int4_widened(code: Code, raw: Any, table: Any) -> list[Any]:
     """Two inputs' 64 outputs of 4 bits → four vectors of pairs, as int32s: outputs 0 to 15, 16 to 31, …"""
     b = code.b
     lower: list[Any] = []
@@ -134,67 +134,12 @@ def _int4_widened(code: Code, raw: Any, table: Any) -> list[Any]:
     return [*lower, *upper]
 
 
-def write_int4_widening(module: ir.Module) -> ir.Function:
-    """Write ``widen(weight, scales, scales_row, to, pairs)``: one int4 block in bfloat16, as `few_rows` wants it."""
-    code = Code(module, "widen", 5)
-    weight, scales, scales_row, to, pairs = code.arguments
-    b, table, sixteen = code.b, _table(), INTS([16] * LANES)
-    with code.loop(0, b.sdiv(pairs, I64(PAIRS_SHARED))) as group:
-        theirs = code.sum(scales, code.times(group, scales_row))
-        factors = []
-        for vector in range(VECTORS):
-            code.prefetch(code.sum(theirs, code.times(scales_row, SCALES_AHEAD), vector * LINE))
-            factors.append(_scale_and_zero(code, code.sum(theirs, vector * LINE)))
-        with code.loop(0, PAIRS_SHARED) as at:
-            pair = code.sum(code.times(group, PAIRS_SHARED), at)
-            line = code.sum(weight, code.times(pair, LINE))
-            code.prefetch(code.sum(line, AHEAD))
-            for vector, numbers in enumerate(_int4_widened(code, code.load(BYTES, line), table)):
-                scale, zero = factors[vector]
-                halves = []
-                for bits in (b.shl(numbers, sixteen), b.and_(numbers, INTS([-(1 << 16)] * LANES))):
-                    value = b.fptrunc(code.fma(scale, b.bitcast(bits, FLOATS), zero), HALVES)
-                    halves.append(b.zext(b.bitcast(value, ir.VectorType(ir.IntType(16), LANES)), INTS))
-                both = b.or_(halves[0], b.shl(halves[1], sixteen))
-                code.store(both, code.sum(to, code.times(pair, PER_PAIR), vector * LINE))
-    return code.done()
-
-
-def write_int8_widening(module: ir.Module) -> ir.Function:
-    """Write ``widen(weight, scales, scales_row, to, pairs)`` as `write_int4_widening`, but whole numbers: no scales."""
-    code = Code(module, "widen", 5)
-    weight, _, _, to, pairs = code.arguments
-    inputs = code.times(pairs, 2)
-    for vector in range(VECTORS):
-        with code.loop(0, inputs, 2 * LANES) as at:
-            places = [code.sum(weight, code.times(inputs, vector * LANES + lane), at) for lane in range(LANES)]
-            rows = [_int8_widened(code, code.load(HALF_BYTES, place)) for place in places]
-            for number, column in enumerate(_transposed(code, rows)):
-                pair = code.sum(code.times(at, PER_PAIR // 2), number * PER_PAIR, vector * LINE)
-                code.store(column, code.sum(to, pair))
-    return code.done()
-
-
-def _transposed(code: Code, rows: list[Any]) -> list[Any]:
-    """The columns of sixteen rows of sixteen int32s: rows change places with lanes, one bit of their numbers a time."""
-    for bit in (1, 2, 4, 8):
-        kept = [lane if not lane & bit else LANES + (lane ^ bit) for lane in range(LANES)]
-        other = [lane ^ bit if not lane & bit else LANES + lane for lane in range(LANES)]
-        found = list(rows)
-        for one in range(LANES):
-            if not one & bit:
-                both = rows[one], rows[one | bit]
-                found[one], found[one | bit] = (code.b.shuffle_vector(*both, INTS(each)) for each in (kept, other))
-        rows = found
-    return rows
-
-
-def _table() -> ir.Constant:
+def table_of_four_bits() -> ir.Constant:
     """Numbers from -8 to 7 in bfloat16, twice: the fifth bit of what is looked up is a neighbour's."""
     return ir.Constant(WORDS, [ir.Constant(ir.IntType(16), _bfloat16(q - 8)) for q in range(16)] * 2)
 
 
-def _scale_and_zero(code: Code, address: Any) -> tuple[Any, Any]:
+def scale_and_zero(code: Code, address: Any) -> tuple[Any, Any]:
     """Those of 16 outputs, as float32."""
     b = code.b
     both = code.load(INTS, address)
@@ -242,7 +187,7 @@ def _int8_tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
         here = code.sum(place, at)
         code.prefetch(code.sum(here, code.times(inputs, TOGETHER)))  # the outputs that come next
         for half in range(2):
-            wide = _int8_widened(code, code.load(HALF_BYTES, code.sum(here, half * STEP // 2)))
+            wide = int8_widened(code, code.load(HALF_BYTES, code.sum(here, half * STEP // 2)))
             for row, theirs in enumerate(of_rows):
                 both = code.load(INTS, code.sum(theirs, code.times(at, 2), half * STEP))
                 found[row][output] = dotted(code, found[row][output], wide, both, dot)
@@ -263,7 +208,7 @@ def _int8_tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
     return code.done()
 
 
-def _int8_widened(code: Code, raw: Any) -> Any:
+def int8_widened(code: Code, raw: Any) -> Any:
     """32 numbers of 8 bits → bfloat16, as 16 pairs: the upper halves of float32 numbers, whose lower halves are 0."""
     b = code.b
     words = b.bitcast(b.sext(raw, WORDS), INTS)
@@ -278,4 +223,3 @@ def _bfloat16(number: int) -> int:
 
 
 WRITE: dict[str, Callable[..., ir.Function]] = {"int4": write_int4, "int8": write_int8}
-WRITE_WIDENING = {"int4": write_int4_widening, "int8": write_int8_widening}

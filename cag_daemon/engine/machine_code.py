@@ -39,6 +39,10 @@ class _BFloat(ir.Type):  # type: ignore[misc]
 I32, I64, F32, POINTER = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.PointerType()
 FLOATS, INTS, HALVES = (ir.VectorType(each, LANES) for each in (F32, I32, _BFloat()))
 PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
+SHORTS = ir.VectorType(ir.IntType(16), LANES)
+NEEDED = frozenset(
+    {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+)  # features; others are made use of, if they are there
 
 
 class Code:
@@ -95,7 +99,9 @@ class Code:
 
     def load(self, kind: ir.Type, address: Any) -> Any:
         """What stands at an address."""
-        return self.b.load(self.b.inttoptr(address, POINTER), align=4, typ=kind)
+        # No larger alignment than there is: a short number said to be on a multiple of 4 is read with what follows it.
+        align = min(4, kind.width // 8) if isinstance(kind, ir.IntType) else 4
+        return self.b.load(self.b.inttoptr(address, POINTER), align=align, typ=kind)
 
     def store(self, value: Any, address: Any) -> None:
         """Write a value to an address."""
@@ -137,16 +143,30 @@ class Code:
         return self.b.shuffle_vector(self.b.insert_element(empty, value, I32(0)), empty, INTS([0] * LANES))
 
     def wide(self, address: Any) -> Any:
-        """Sixteen bfloat16 numbers, as float32."""
-        return self.b.fpext(self.load(HALVES, address), FLOATS)
+        """Sixteen bfloat16 numbers, as float32: each is the upper half of one."""
+        b = self.b
+        return b.bitcast(b.shl(b.zext(self.load(SHORTS, address), INTS), INTS([16] * LANES)), FLOATS)
+
+    def halves(self, value: Any) -> Any:
+        """Sixteen float32 numbers, rounded to bfloat16, as int16s."""
+        b = self.b
+        if "avx512bf16" in features():
+            return b.bitcast(b.fptrunc(value, HALVES), SHORTS)
+        # LLVM would call a function for each number, which there need not be: to the nearest, half-way to the even one.
+        bits, sixteen = b.bitcast(value, INTS), INTS([16] * LANES)
+        odd = b.and_(b.lshr(bits, sixteen), INTS([1] * LANES))
+        rounded = b.lshr(b.add(b.add(bits, INTS([0x7FFF] * LANES)), odd), sixteen)
+        none = b.fcmp_unordered("uno", value, value)
+        return b.trunc(b.select(none, INTS([0x7FC0] * LANES), rounded), SHORTS)
 
     def rounded(self, value: Any) -> Any:
         """To bfloat16 and back, as where torch keeps what it has computed."""
-        return self.b.fpext(self.b.fptrunc(value, HALVES), FLOATS)
+        b = self.b
+        return b.bitcast(b.shl(b.zext(self.halves(value), INTS), INTS([16] * LANES)), FLOATS)
 
     def store_narrow(self, value: Any, address: Any) -> None:
         """Write sixteen float32 numbers as bfloat16."""
-        self.store(self.b.fptrunc(value, HALVES), address)
+        self.store(self.halves(value), address)
 
     def fold(self, value: Any, both: Callable[[Any, Any], Any]) -> Any:
         """One number of a vector's sixteen, always in the same order."""

@@ -223,6 +223,7 @@ def _key(plan: Plan, model: Any, packed: bool) -> str:
     import torch
     import transformers
 
+    from cag_daemon.engine.devices import cpu_features
     from cag_daemon.engine.widening import widening
 
     path = plan.folder.path
@@ -231,11 +232,12 @@ def _key(plan: Plan, model: Any, packed: bool) -> str:
     )
     stats = [(file.name, (stat := file.resolve().stat()).st_size, stat.st_mtime_ns) for file in files]
     device = plan.devices[0]
-    where = torch.backends.cpu.get_cpu_capability()
+    where = f"{torch.backends.cpu.get_cpu_capability()} {' '.join(cpu_features())}"
     if device.type == "cuda":
         where = f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)} {torch.version.cuda}"
     how = [plan.folder.name, plan.where, where, str(plan.dtype), plan.quantization, plan.chunk, torch.get_num_threads()]
-    wide = widening(plan.quantization) if plan.quantization != "none" and device.type == "cpu" else None
+    half = plan.quantization != "none" and device.type == "cpu" and plan.dtype == torch.bfloat16
+    wide = widening(plan.quantization) if half else None
     widened = "" if wide is None else wide.kind
     kernels = [model.config._attn_implementation, packed, widened, torch.__version__, transformers.__version__]
     return json.dumps([stats, how, kernels])

@@ -5,9 +5,9 @@ long as their weights take to come from memory. Through torch each layer is some
 of a token's time on top of the products. Here a layer is one call, see `layer_code`.
 
 What it computes is the plain pass, rounded in the same places, but for the order of sums. It is only for what is known
-to the last module: bfloat16 on a CPU, packed weights in blocks, no biases, no windows. It is tried beside the plain
-pass when a model is loaded; where it can't be had or is wrong, all passes stay plain, and the log says why. Documents
-are always read by plain passes: what is kept of them does not depend on this.
+to the last module: bfloat16 on a CPU, weights packed in blocks or quantised, no biases, no windows. It is tried beside
+the plain pass when a model is loaded; where it can't be had or is wrong, all passes stay plain, and the log says why.
+Documents are always read by plain passes: what is kept of them does not depend on this.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ def narrow(model: Any) -> bool:
     """Have a model's passes of few rows be narrow ones, where that is possible; whether they are.
 
     Args:
-        model: as `pack_linears` leaves it.
+        model: as `pack_linears` or `quantize_module` leave it.
     """
     decoder = model.get_decoder()
     try:
         _check(model)
-        passes = NarrowPass(model)
+        with torch.inference_mode(False):  # what it computes in is written to whoever passes
+            passes = NarrowPass(model)
         _try(model, passes)
     except Exception as error:  # whatever it is: it goes without
         log.info("Passes of few rows go through torch: %s", one_line(error))

@@ -71,7 +71,7 @@ class NarrowPass:
         self._hidden = torch.zeros(MOST_ROWS, config.hidden_size, dtype=torch.bfloat16)
         self._queries = torch.zeros(MOST_ROWS * self._heads * self._head_size, dtype=torch.bfloat16)
         self._middle = torch.zeros(MOST_ROWS, config.intermediate_size, dtype=torch.bfloat16)
-        self._counters = torch.zeros(COUNTERS * LINE // 8, dtype=torch.int64)
+        self._counters = (ctypes.c_int64 * (COUNTERS * LINE // 8))()
         self._attended = torch.zeros_like(self._queries)
         self._own_bytes = own_bytes(config.hidden_size, self._head_size, self._heads // self._shared)
         self._parts_bytes = functools.partial(parts_bytes, heads=self._heads, head_size=self._head_size)
@@ -89,7 +89,7 @@ class NarrowPass:
                 listed[at], listed[MATRICES + at] = weight, scales
             listed[Weights.INPUT_NORM], listed[Weights.NORM] = norms
         self._call = call = (ctypes.c_int64 * len(Call))()
-        call[Call.COUNTERS] = self._counters.data_ptr()
+        call[Call.COUNTERS] = ctypes.addressof(self._counters)
         call[Call.HIDDEN], call[Call.HIDDEN_SIZE] = self._hidden.data_ptr(), config.hidden_size
         call[Call.MIDDLE], call[Call.INTERMEDIATE_SIZE] = self._middle.data_ptr(), config.intermediate_size
         call[Call.HEAD_SIZE], call[Call.HEADS], call[Call.SHARED_HEADS] = self._head_size, self._heads, self._shared
@@ -100,6 +100,8 @@ class NarrowPass:
         self._scales = _scales(decoder, config)
         self._kind = (1, self._shared, self._head_size, torch.bfloat16)
         self._kept = [*decoder.layers, decoder.norm]  # whose addresses these are
+        quantized = [each for each in model.modules() if isinstance(each, QuantizedLinear)]
+        self._held = [(each, each.weight, each.scales) for each in quantized]  # which could be moved
 
     @property
     def kind(self) -> str:
@@ -113,6 +115,7 @@ class NarrowPass:
             and input_ids.shape[0] == 1
             and input_ids.shape[1] <= self.most_rows
             and len(cache.layers) == len(module.get_decoder().layers)
+            and all(each.holds(weight, scales) for each, weight, scales in self._held)
             and all(map(self._fits, cache.layers))
         )
 
@@ -177,7 +180,9 @@ class NarrowPass:
 
     def _logits(self, model: Any, rows: int, width: int, kept: int) -> torch.Tensor:
         places, call, first = self._places, self._call, max(0, width - kept)
-        if self._head is None:  # tied to the embeddings, and so a plain one: its bits depend on how many rows it gets
+        if (
+            self._head is None
+        ):  # tied to the embeddings, or not in whole blocks: its bits depend on how many rows it gets
             normed = model.get_decoder().norm(self._hidden[None, first:width])
             return torch.as_tensor(model.lm_head(normed)[:, : max(0, rows - first)])
         call[places.OUTPUT], call[places.OUTPUT_SCALES] = self._head
@@ -200,7 +205,7 @@ class NarrowPass:
             self._call[self._places.PARTS] = self._parts.data_ptr()
 
     def _run(self) -> None:
-        self._counters.zero_()
+        ctypes.memset(self._counters, 0, ctypes.sizeof(self._counters))
         self._threads.run(self._code, ctypes.addressof(self._call))
 
 
@@ -208,10 +213,9 @@ class NarrowPass:
 def _machine(layers: str = "none", head: str = "none") -> tuple[Compiled, Threads]:
     """The code for weights of such kinds, made once for all models, and who runs it."""
     from cag_daemon.engine.layer_code import layer_module
-    from cag_daemon.engine.machine_code import Compiled, Threads, features, multiplies_pairs
+    from cag_daemon.engine.machine_code import NEEDED, Compiled, Threads, features, multiplies_pairs
 
-    known = features()
-    if not {"avx512f", "avx512bw"} <= known:
+    if not features() >= NEEDED:
         raise Unknown("this processor has no AVX-512.")
     return Compiled(layer_module(dot=multiplies_pairs(), layers=layers, head=head)), Threads()
 

@@ -4,10 +4,10 @@
 ``int4``: groups of 32 inputs share a scale and a zero: w ≈ (q - 8) · scale + zero. Bytes [out / 32, in, 16], where byte
 i of a block holds output i in its lower and output i + 16 in its upper half; both sides are padded to multiples of 64.
 
-These are the saved forms, the same on every device. Few rows go through torch's own operators, which read the packed
-weights; they are private, so each is compared with the plain way when it is first wanted, and left alone where it is
-missing or wrong. Many rows, where those operators are slow, and every row where they are missing, multiply with weights
-that are widened a block at a time.
+These are the saved forms, the same on every device. Few rows go through narrow passes (`narrow_pass`), or through
+torch's own operators, which read the packed weights; they are private, so each is compared with the plain way when it
+is first wanted, and left alone where it is missing or wrong. Many rows, where those operators are slow, and every row
+where they are missing, multiply with weights that are widened a block at a time, on some CPUs by code of our own.
 """
 
 from __future__ import annotations
@@ -109,11 +109,16 @@ class QuantizedLinear(torch.nn.Module):
     @property
     def blocks_at(self) -> tuple[int, int] | None:
         """Where the weights and their scales are, if they lie as `few_bits` multiplies with them."""
-        whole = not (self.in_features % PADDED or self.out_features % PADDED)
-        right = self.kind == "int8" or self._packing is PACKINGS["avx512"]
-        if not (whole and right and self.weight.device.type == "cpu"):
+        whole = not (self.in_features % PADDED or self.out_features % PADDED) and self.scales.dtype == torch.bfloat16
+        right = self.kind == "int8" or self._packing == PACKINGS["avx512"]
+        there = self.weight.device.type == "cpu" and self.weight.is_contiguous() and self.scales.is_contiguous()
+        if not (whole and right and there):
             return None
         return self.weight.data_ptr(), self.scales.data_ptr()
+
+    def holds(self, weight: torch.Tensor, scales: torch.Tensor) -> bool:
+        """Whether these are still its weights."""
+        return self._buffers["weight"] is weight and self._buffers["scales"] is scales
 
     def extra_repr(self) -> str:
         """What `print` shows."""

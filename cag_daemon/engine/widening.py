@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 AT_A_TIME = 1 << 22  # weights: in bfloat16 8 MB
+LEAST = 3  # times 64 outputs: of fewer, oneDNN may pack them otherwise
 NEAR = 0.01  # of a product's norm; bfloat16 itself makes a half of it
 COUNTERS = 64
 VERSION = 1  # of what is computed
@@ -39,8 +40,8 @@ class Widening:
         self._kind = kind
         self._compiled, self._threads = _machine(kind)
         self._code = self._compiled.address("widen_all")
-        self._rooms: dict[tuple[int, int], tuple[torch.Tensor, int | None]] = {}
-        self._counters = torch.zeros(COUNTERS, dtype=torch.int64)
+        self._rooms: dict[tuple[int, int], tuple[torch.Tensor, int] | None] = {}
+        self._counters = (ctypes.c_int64 * COUNTERS)()
 
     @property
     def kind(self) -> str:
@@ -60,17 +61,15 @@ class Widening:
         """
         inputs = x.shape[1]
         outputs, of_output, bits = (scales.shape[1], 2, 4) if self._kind == "int4" else (len(scales), 1, 8)
-        parts = -(-inputs * outputs // AT_A_TIME)
-        step = -(-outputs // PADDED // parts) * PADDED  # about equal ones
-        pieces = []
-        for start in range(0, outputs, step):
-            many = min(step, outputs - start)
-            room, address = self._room(many, inputs)
-            if address is None:
-                return None
-            self._counters.zero_()
+        parts = _parts(outputs, inputs)
+        rooms = [each for many in parts if (each := self._room(many, inputs)) is not None]
+        if len(rooms) < len(parts):
+            return None
+        pieces, start = [], 0
+        for many, (room, address) in zip(parts, rooms, strict=True):
+            ctypes.memset(self._counters, 0, ctypes.sizeof(self._counters))
             call = (ctypes.c_int64 * 7)(
-                self._counters.data_ptr(),
+                ctypes.addressof(self._counters),
                 weight.data_ptr() + start * inputs * bits // 8,
                 scales.data_ptr() + start * of_output * scales.itemsize,
                 outputs * of_output * scales.itemsize,
@@ -80,18 +79,26 @@ class Widening:
             )
             self._threads.run(self._code, ctypes.addressof(call))
             pieces.append(multiply_packed(x, room))
+            start += many
         product = torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]
         return product.mul_(scales) if self._kind == "int8" else product
 
-    def _room(self, outputs: int, inputs: int) -> tuple[torch.Tensor, int | None]:
-        """A packed weight that is written anew for each product, and where it lies."""
-        found = self._rooms.get((outputs, inputs))
-        if found is None:
+    def _room(self, outputs: int, inputs: int) -> tuple[torch.Tensor, int] | None:
+        """A packed weight that is written anew for each product, and where it lies; None: not in such blocks."""
+        if (outputs, inputs) not in self._rooms:
             # Different numbers, so that it is seen how they lie.
             weight = torch.rand((outputs, inputs), generator=torch.Generator().manual_seed(0)).bfloat16()
             room = pack_weight(weight)
-            found = self._rooms[outputs, inputs] = room, blocks_at(room, weight)
-        return found
+            address = blocks_at(room, weight)
+            self._rooms[outputs, inputs] = None if address is None else (room, address)
+        return self._rooms[outputs, inputs]
+
+
+def _parts(outputs: int, inputs: int) -> list[int]:
+    """How many outputs are widened at a time: about as many each time, and few only of a weight that has no more."""
+    blocks = outputs // PADDED
+    many = max(1, min(-(-outputs * inputs // AT_A_TIME), blocks // LEAST))
+    return [PADDED * (blocks * (at + 1) // many - blocks * at // many) for at in range(many)]
 
 
 @functools.cache
@@ -124,11 +131,12 @@ def widening(kind: str) -> Widening | None:
 def _machine(kind: str) -> tuple[Compiled, Threads]:
     from llvmlite import ir
 
-    from cag_daemon.engine.few_bits import BLOCKS, WRITE_WIDENING
+    from cag_daemon.engine.few_bits import BLOCKS
     from cag_daemon.engine.few_rows import PER_PAIR
-    from cag_daemon.engine.machine_code import Code, Compiled, Threads, features
+    from cag_daemon.engine.machine_code import NEEDED, Code, Compiled, Threads, features
+    from cag_daemon.engine.widening_code import WRITE_WIDENING
 
-    if not {"avx512f", "avx512bw"} <= features():
+    if not features() >= NEEDED:
         raise RuntimeError("this processor has no AVX-512")
     module = ir.Module("widening")
     widen, of = WRITE_WIDENING[kind](module), BLOCKS[kind]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 import logging
+import mmap
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ from tests.models import random_mistral, save_model
 
 ENGINE = settings.get_profile("engine")
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def quantized(kind: str, seed: int = 0, **changes: Any) -> Any:
@@ -130,15 +135,19 @@ def test_the_bits_of_a_row_are_the_same_among_however_many_rows_and_threads(
         assert torch.equal(multiplied(x[first:], layer, dot), wanted[first:])
 
 
-@pytest.mark.parametrize("what", ["as saved", "of another size"])
-def test_a_weight_that_lies_otherwise_is_not_read(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["as saved", "as AVX2 wants it", "of another size", "not in one piece"])
+def test_a_weight_that_lies_otherwise_is_not_read(what: str) -> None:
+    kind, outputs = ("int8", 120 if what == "of another size" else 128) if what[0] in "on" else ("int4", 128)
+    layer = QuantizedLinear.of(torch.randn(outputs, 64), kind, torch.bfloat16, CPU)
     if what == "as saved":
-        monkeypatch.setitem(PACKINGS, "avx2", PACKINGS["avx512"]._replace(pack=lambda w: w, unpack=lambda w: w))
-        layer = QuantizedLinear.of(torch.randn(128, 64), "int4", torch.bfloat16, CPU)
         layer._unpack()
-    else:
-        layer = QuantizedLinear.of(torch.randn(120, 64), "int8", torch.bfloat16, CPU)
+    elif what == "as AVX2 wants it":
+        layer._unpack()
+        layer._packing = PACKINGS["avx2"]
+    elif what == "not in one piece":
+        layer.weight = layer.weight.t().contiguous().t()
     assert layer.blocks_at is None
+    assert what[0] == "a" or QuantizedLinear.of(torch.randn(128, 64), kind, torch.bfloat16, CPU).blocks_at or not here()
 
 
 @only_here
@@ -187,6 +196,104 @@ def test_where_weights_cannot_be_widened_torch_does_it(what: str, kind: str, mon
     finally:
         for each in (widening.widening, widening._machine):
             each.cache_clear()
+
+
+PAGE = 4096
+
+
+def at_the_end_of_a_page(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """The same, behind whose last byte nothing may be read; with what must be kept as long."""
+    size = -(-tensor.nbytes // PAGE) * PAGE
+    memory = mmap.mmap(-1, size + PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + size), PAGE, 0) == 0
+    there = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=size - tensor.nbytes)
+    return there.view(tensor.shape).copy_(tensor), memory
+
+
+def read_to_the_end(kind: str) -> None:
+    """Products with a weight, scales and rows that nothing follows; the process dies if more is read."""
+    for outputs, inputs in ((64, 64), (192, 320)):
+        layer = QuantizedLinear.of(torch.randn(outputs, inputs), kind, torch.bfloat16, CPU)
+        wanted = [layer(torch.ones(rows, inputs).bfloat16()) for rows in (1, 40)]
+        kept = []
+        for name in ("weight", "scales"):
+            placed, memory = at_the_end_of_a_page(getattr(layer, name))
+            setattr(layer, name, placed)
+            kept.append(memory)
+        for rows in range(1, 17):
+            x, memory = at_the_end_of_a_page(torch.ones(rows, inputs).bfloat16())
+            for dot in ways():
+                assert near(multiplied(x, layer, dot)[:1], wanted[0].float())
+            kept.append(memory)
+        assert torch.equal(layer(torch.ones(40, inputs).bfloat16()), wanted[1])
+
+
+@only_here
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_read_beyond_the_end(kind: str) -> None:
+    code = f"import tests.engine.conftest, tests.engine.test_few_bits as own; own.read_to_the_end({kind!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@only_here
+@settings(ENGINE)
+@given(st.lists(st.floats(width=32), min_size=16, max_size=16), st.booleans())
+def test_numbers_are_rounded_as_torch_does_it_on_older_processors_too(numbers: list[float], older: bool) -> None:
+    value = torch.tensor(numbers)
+    found = torch.empty(16, dtype=torch.bfloat16)
+    _, address, runner = rounding(older)
+    runner.run(address, ctypes.addressof((ctypes.c_int64 * 2)(value.data_ptr(), found.data_ptr())))
+    wanted = value.bfloat16()
+    small = wanted.float().abs() < 2.0**-126  # which the instruction takes for 0
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(found[~small & ~wanted.isnan()], wanted[~small & ~wanted.isnan()])
+
+
+@functools.cache
+def rounding(older: bool) -> tuple[Any, int, Any]:
+    from llvmlite import ir
+
+    from cag_daemon.engine import machine_code
+
+    with pytest.MonkeyPatch.context() as patch:
+        if older:
+            patch.setattr(machine_code, "features", lambda: machine_code.NEEDED)
+        module = ir.Module("rounding")
+        code = machine_code.Code(module, "round", 1, inside=False)
+        value = code.load(machine_code.FLOATS, code.number(code.arguments[0], 0))
+        code.store_narrow(value, code.number(code.arguments[0], 1))
+        code.done()
+        threads_ = machine_code.Threads()
+    compiled = machine_code.Compiled(module)
+    return compiled, compiled.address("round"), threads_
+
+
+@only_here
+@pytest.mark.parametrize("what", ["none none", "int8 int8", "int4 int8", "widen int4", "widen int8"])
+def test_on_older_processors_nothing_is_called_that_is_not_there(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where LLVM has no instruction it calls a function, and the process dies if there is none of the name."""
+    from llvmlite import binding, ir
+
+    from cag_daemon.engine import machine_code
+    from cag_daemon.engine.layer_code import layer_module
+    from cag_daemon.engine.widening_code import WRITE_WIDENING
+
+    monkeypatch.setattr(machine_code, "features", lambda: machine_code.NEEDED)
+    one, other = what.split()
+    if one == "widen":
+        module = ir.Module("widening")
+        WRITE_WIDENING[other](module).linkage = ""
+    else:
+        module = layer_module(dot=False, layers=one, head=other)
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(cpu="skylake-avx512", opt=2)
+    assembly = machine.emit_assembly(binding.parse_assembly(str(module)))
+    called = set(re.findall(r"call\w*\s+\*?(\S+)", assembly))
+    assert not {each for each in called if each.startswith("_")}, called
+    assert "zmm" in assembly
 
 
 # ── passes ──────────────────────────────────────────────────────────────────────────────────
@@ -260,7 +367,7 @@ def test_with_drafts_an_answer_is_the_one_without(kind: str, length: int, questi
 
 
 @only_here
-@pytest.mark.parametrize("what", ["of several kinds", "saved", "without its scales"])
+@pytest.mark.parametrize("what", ["of several kinds", "saved", "somebody else's"])
 def test_other_weights_go_the_plain_way(what: str, caplog: pytest.LogCaptureFixture) -> None:
     model = quantized("int4")
     layer = model.get_decoder().layers[1].mlp
@@ -276,6 +383,50 @@ def test_other_weights_go_the_plain_way(what: str, caplog: pytest.LogCaptureFixt
     assert what != "of several kinds" or "not all of one kind" in caplog.text
     assert not hasattr(model.get_decoder(), NARROW)
     answering(model, IDS[:, :5], InPlaceCache(model.config), None)
+
+
+@only_here
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_were_moved_are_not_read_where_they_were(kind: str) -> None:
+    model, ids = quantized(kind), IDS[:, :5]
+    assert narrow.narrow(model)
+    cache = InPlaceCache(model.config)
+    before = answering(model, ids, cache, None).logits.clone()
+    clean_up(cache, 0)
+    passes = getattr(model.get_decoder(), NARROW)
+    assert passes.takes(model, ids, cache)
+    up = model.get_decoder().layers[1].mlp.up_proj
+    up.weight = up.weight.clone()
+    assert not passes.takes(model, ids, cache)
+    assert near(answering(model, ids, cache, None).logits, before, most=0.03)
+
+
+@only_here
+def test_a_copy_has_machine_code_too() -> None:
+    model = copy.deepcopy(quantized("int4"))
+    assert narrow.narrow(model)
+
+
+@only_here
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pass_may_come_with_or_without_inference_mode(kind: str) -> None:
+    widening.widening.cache_clear()
+    with torch.inference_mode():
+        model = quantized(kind)
+        assert narrow.narrow(model)
+        forward(model, IDS[:, :40], InPlaceCache(model.config), None)
+    forward(model, IDS[:, :40], InPlaceCache(model.config), None)
+    answering(model, IDS[:, :5], InPlaceCache(model.config), None)
+
+
+@only_here
+def test_no_part_is_so_small_that_it_would_lie_otherwise() -> None:
+    for outputs, inputs in ((5120, 32768), (4096, 14336), (128, 1 << 20), (64, 64), (14336, 4096)):
+        parts = widening._parts(outputs, inputs)
+        assert sum(parts) == outputs
+        assert max(parts) - min(parts) <= 64
+        assert min(parts) >= min(outputs, 192)
+        assert max(parts) * inputs < 2 * max(widening.AT_A_TIME, 192 * inputs)
 
 
 @only_here
@@ -299,7 +450,7 @@ def test_a_model_that_is_quantised_while_it_is_loaded_gets_it(kind: str, tmp_pat
         wanted = Wanted(str(folder), "cpu", quantization=quantization, cache_directory=str(tmp_path / "cache"))
         loaded = load_model(wanted)
         passes = getattr(loaded.model.get_decoder(), NARROW)
-        assert quantization in passes.kind
+        assert passes._kinds == (quantization, "none" if quantization == "none" else "int8")
         keys.add(loaded.key)
     assert len(keys) == 2
 

@@ -86,14 +86,14 @@ def read(name: str, text: str) -> list[Scene]:
         if line.startswith("==="):
             close()
             where = at
+        elif not where and line:
+            raise ValueError(f"{at}: text before the first ===.")
         elif line.startswith("? "):
             open_.append(line[2:].strip())
         elif line.startswith("  "):
             if not lines or not lines[-1][0].text:
                 raise ValueError(f"{at}: a question without a sentence above it.")
             lines[-1][1].append(line.strip())
-        elif not where and line:
-            raise ValueError(f"{at}: text before the first ===.")
         elif where:
             mark = ITEM.match(line)
             before = mark[0] if mark else ""
@@ -135,6 +135,8 @@ def faults(scenes: Iterable[Scene]) -> list[str]:
         asked = [each for line in scene.lines for each in line.questions]
         for each in {each for each in asked if asked.count(each) > 1}:
             found.append(f"{scene.where}: asked of two sentences: {each}")
+        for each in {each for each in asked if each in scene.open}:
+            found.append(f"{scene.where}: asked, and said to be open: {each}")
         people = {match[1] + match[2] for slot in slots if (match := PERSON.match(slot))}
         for each in (*asked, *scene.open):
             for slot in SLOT.findall(each):
