@@ -237,16 +237,23 @@ def test_nothing_is_read_beyond_the_end(kind: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+# Halves of a float32's bits: around what is rounded down, half-way, up, and what is no number.
+UPPER = st.integers(0, 0xFFFF) | st.sampled_from([0x7F7F, 0x7F80, 0x7FFF, 0xFFFF, 0x3F80, 0x3F81])
+LOWER = st.integers(0, 0xFFFF) | st.sampled_from([0, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+
+
 @only_here
 @settings(ENGINE)
-@given(st.lists(st.floats(width=32), min_size=16, max_size=16), st.booleans())
-def test_numbers_are_rounded_as_torch_does_it_on_older_processors_too(numbers: list[float], older: bool) -> None:
-    value = torch.tensor(numbers)
+@given(st.lists(st.tuples(UPPER, LOWER), min_size=16, max_size=16), st.booleans())
+def test_numbers_are_rounded_as_torch_does_it_on_older_processors_too(
+    numbers: list[tuple[int, int]], older: bool
+) -> None:
+    value = torch.tensor([upper << 16 | lower for upper, lower in numbers]).to(torch.int32).view(torch.float32)
     found = torch.empty(16, dtype=torch.bfloat16)
     _, address, runner = rounding(older)
     runner.run(address, ctypes.addressof((ctypes.c_int64 * 2)(value.data_ptr(), found.data_ptr())))
     wanted = value.bfloat16()
-    small = wanted.float().abs() < 2.0**-126  # which the instruction takes for 0
+    small = value.abs() < 2.0**-126  # which the instruction takes for 0
     assert torch.equal(found.isnan(), wanted.isnan())
     assert torch.equal(found[~small & ~wanted.isnan()], wanted[~small & ~wanted.isnan()])
 
@@ -291,8 +298,7 @@ def test_on_older_processors_nothing_is_called_that_is_not_there(what: str, monk
     binding.initialize_native_asmprinter()
     machine = binding.Target.from_default_triple().create_target_machine(cpu="skylake-avx512", opt=2)
     assembly = machine.emit_assembly(binding.parse_assembly(str(module)))
-    called = set(re.findall(r"call\w*\s+\*?(\S+)", assembly))
-    assert not {each for each in called if each.startswith("_")}, called
+    assert not re.findall(r"__\w+", assembly)
     assert "zmm" in assembly
 
 
