@@ -1,6 +1,6 @@
 """What int8 and int4 weights cost and bring: greedy agreement, divergence, answers, bytes and time, on the CPU.
 
-    python -m benchmarks.quantization [--shape small|7b] [--dtype float32] [--threads N] [--json]
+    python -m benchmarks.quantization [--shape small|0.5b|7b] [--layers N] [--dtype float32] [--threads N] [--json]
 
 The loss is measured on the embedded model, over text it was not made from, and on a random Mistral of a real layer
 shape (where weights have no meaning, and an argmax is a narrow thing). ``read``: in passes of many rows, where the
@@ -40,10 +40,11 @@ ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 1024, "intermediate_size": 3584, "num_attention_heads": 8, "num_key_value_heads": 2},
+    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2},
     "7b": {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8},
 }
 READ, DECODED = 128, 16  # rows of a pass
-BEHIND = 64  # tokens that a timed pass comes behind
+BEHIND = 512  # tokens that a timed pass comes behind
 TOKENS = 300  # of a text, at most
 QUESTIONS = (
     "When did the workshop open?",
@@ -199,13 +200,13 @@ def random_loss_and_time(shape: str, dtype: torch.dtype, layers: int) -> list[Ro
 
 def _pass(model: Any, width: int) -> Callable[[], None]:
     """A pass of so many rows, behind some, on the product's own path."""
-    cache, decoder = InPlaceCache(model.config), model.get_decoder()
+    cache = InPlaceCache(model.config)
     ids = torch.full((1, BEHIND + width), 5)
     prefill(model, ids[:, :BEHIND], cache, chunk_size=BEHIND)
     way = answering if width == 1 else forward
 
     def run() -> None:
-        way(decoder, ids[:, BEHIND:], cache, None)
+        way(model, ids[:, BEHIND:], cache, None, logits_to_keep=1)
         clean_up(cache, BEHIND)
 
     return run

@@ -41,6 +41,7 @@ FEW_ROWS = {
     "mps": {"int8": 8, "int4": 8},
     "cuda": {"int4": 64},
 }
+AS_FEW = {"int8": 8, "int4": 16}  # rows up to which torch's operators are quicker than widening by code of our own
 WIDENED = {"cpu": 1 << 20, "cuda": 1 << 26, "mps": 1 << 26}  # weights at a time: a CPU's should stay in its cache
 
 
@@ -101,7 +102,7 @@ class QuantizedLinear(torch.nn.Module):
 
     def _widened(self, rows: torch.Tensor) -> torch.Tensor | None:
         """The product of many rows, where the weight is widened by code of our own."""
-        if _few(rows, self.kind) or rows.dtype != torch.bfloat16 or self.blocks_at is None:
+        if len(rows) <= AS_FEW[self.kind] or rows.dtype != torch.bfloat16 or self.blocks_at is None:
             return None
         multiply = widening(self.kind)
         return None if multiply is None else multiply(rows.contiguous(), self.weight, self.scales)
