@@ -109,7 +109,8 @@ def test_what_does_not_fit_gets_the_numbers_and_a_setting_that_would(
     tmp_path: Path, room: Callable[[float], None]
 ) -> None:
     folder = save_model(tmp_path / "model", **MEDIUM)
-    room(12e6)
+    half, whole = (plan_for(Wanted(str(folder), device="cpu", dtype=each)).needs for each in ("bfloat16", "float32"))
+    room((half.total + whole.total) / 2 - memory.WORKING)
     with pytest.raises(OutOfMemory) as caught:
         load_model(Wanted(str(folder), device="cpu", dtype="float32"))
     words = str(caught.value)
