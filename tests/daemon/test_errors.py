@@ -108,7 +108,7 @@ def test_a_question_that_does_not_fit_beside_the_document_is_too_long(calm: Clie
 def test_too_little_room_for_the_answer_ends_it_with_length(calm: Client) -> None:
     # A question that leaves room, but not for 4096 tokens: it is answered, not refused.
     question = "Tell me about the storm and the window and the glass. " * 40
-    result = calm.ask(question, maxNewTokens=4096).result()
+    result = calm.ask(question, maxNewTokens=4096).result(timeout=240)
     assert result["finishReason"] in ("stop", "length")
     assert result["tokens"]["cached"] + result["tokens"]["prompt"] + result["tokens"]["generated"] <= 4096
 
