@@ -89,27 +89,15 @@ def _int4_tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
         # What the inputs of a group come to, which a zero is multiplied with.
         totals = [dotted(code, code.all(0.0), ones, code.load(INTS, each), dot) for each in pairs_of]
         totals = [code.spread(code.add_up(each)) for each in totals]
-        found = [[code.all(0.0)] * VECTORS for _ in inputs]
-        start = b.block
-        loop, end = b.append_basic_block(), b.append_basic_block()
-        b.branch(loop)
-        b.position_at_end(loop)
-        at = b.phi(I64)
-        at.add_incoming(I64(0), start)
-        held = [[b.phi(FLOATS) for _ in range(VECTORS)] for _ in inputs]
-        line = code.sum(of_group, code.times(at, LINE))
-        code.prefetch(code.sum(line, AHEAD))
-        weights = int4_widened(code, code.load(BYTES, line), table)
-        for row in range(rows):
-            pair = code.load(I32, code.sum(pairs_of[row], code.times(at, 4)))
-            for vector in range(VECTORS):
-                held[row][vector].add_incoming(found[row][vector], start)
-                found[row][vector] = dotted(code, held[row][vector], weights[vector], pair, dot)
-                held[row][vector].add_incoming(found[row][vector], loop)
-        following = code.sum(at, 1)
-        at.add_incoming(following, loop)
-        b.cbranch(b.icmp_signed("<", following, I64(PAIRS_SHARED)), loop, end)
-        b.position_at_end(end)
+        nothing = [[code.all(0.0)] * VECTORS for _ in inputs]
+        with code.adding(nothing, PAIRS_SHARED) as (at, found):
+            line = code.sum(of_group, code.times(at, LINE))
+            code.prefetch(code.sum(line, AHEAD))
+            weights = int4_widened(code, code.load(BYTES, line), table)
+            for row in range(rows):
+                pair = code.load(I32, code.sum(pairs_of[row], code.times(at, 4)))
+                for vector in range(VECTORS):
+                    found[row][vector] = dotted(code, found[row][vector], weights[vector], pair, dot)
         for vector in range(VECTORS):
             scale, zero = scale_and_zero(code, code.sum(theirs, vector * LINE))
             for row in range(rows):
@@ -175,30 +163,15 @@ def _int8_tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
     b = code.b
     weights = [code.sum(weight, code.times(inputs, output)) for output in range(TOGETHER)]
     of_rows = [code.sum(x, code.times(x_row, row)) for row in range(rows)]
-    start = b.block
-    loop, end = b.append_basic_block(), b.append_basic_block()
-    b.branch(loop)
-    b.position_at_end(loop)
-    at = b.phi(I64)
-    at.add_incoming(I64(0), start)
-    held = [[b.phi(FLOATS) for _ in weights] for _ in of_rows]
-    found = [list(row) for row in held]
-    for output, place in enumerate(weights):
-        here = code.sum(place, at)
-        code.prefetch(code.sum(here, code.times(inputs, TOGETHER)))  # the outputs that come next
-        for half in range(2):
-            wide = int8_widened(code, code.load(HALF_BYTES, code.sum(here, half * STEP // 2)))
-            for row, theirs in enumerate(of_rows):
-                both = code.load(INTS, code.sum(theirs, code.times(at, 2), half * STEP))
-                found[row][output] = dotted(code, found[row][output], wide, both, dot)
-    for row, values in enumerate(held):
-        for output, value in enumerate(values):
-            value.add_incoming(code.all(0.0), start)
-            value.add_incoming(found[row][output], loop)
-    following = code.sum(at, STEP)
-    at.add_incoming(following, loop)
-    b.cbranch(b.icmp_signed("<", following, inputs), loop, end)
-    b.position_at_end(end)
+    with code.adding([[code.all(0.0)] * TOGETHER for _ in of_rows], inputs, STEP) as (at, found):
+        for output, place in enumerate(weights):
+            here = code.sum(place, at)
+            code.prefetch(code.sum(here, code.times(inputs, TOGETHER)))  # the outputs that come next
+            for half in range(2):
+                wide = int8_widened(code, code.load(HALF_BYTES, code.sum(here, half * STEP // 2)))
+                for row, theirs in enumerate(of_rows):
+                    both = code.load(INTS, code.sum(theirs, code.times(at, 2), half * STEP))
+                    found[row][output] = dotted(code, found[row][output], wide, both, dot)
     for output in range(TOGETHER):
         scale = b.zext(code.load(ir.IntType(16), code.sum(scales, 2 * output)), I32)
         scale = b.bitcast(b.shl(scale, I32(16)), F32)

@@ -92,34 +92,21 @@ def _tile(module: ir.Module, rows: int, dot: bool) -> ir.Function:
     """Some pairs of inputs of so many rows, added to the sums of a block."""
     code = Code(module, f"tile_{rows}", 6)
     weight, x, x_row, sums, pairs, ahead = code.arguments
-    b = code.b
     inputs = [code.sum(x, code.times(x_row, row)) for row in range(rows)]
     places = [[code.sum(sums, row * SUMS + vector * LINE) for vector in range(VECTORS)] for row in range(rows)]
     before = [[code.load(FLOATS, place) for place in row] for row in places]
-    start = b.block
-    loop, end = b.append_basic_block(), b.append_basic_block()
-    b.branch(loop)
-    b.position_at_end(loop)
-    at = b.phi(I64)
-    at.add_incoming(I64(0), start)
-    held = [[b.phi(FLOATS) for _ in row] for row in places]
-    here = code.sum(weight, code.times(at, PER_PAIR))
-    weights = [code.load(INTS, code.sum(here, vector * LINE)) for vector in range(VECTORS)]
-    for line in range(2):
-        code.prefetch(code.sum(here, ahead, AHEAD + line * LINE))
-    for row in range(rows):
-        pair = code.load(I32, code.sum(inputs[row], code.times(at, 4)))
-        for vector in range(VECTORS):
-            now = held[row][vector]
-            now.add_incoming(before[row][vector], start)
-            now.add_incoming(dotted(code, now, weights[vector], pair, dot), loop)
-    following = code.sum(at, 1)
-    at.add_incoming(following, loop)
-    b.cbranch(b.icmp_signed("<", following, pairs), loop, end)
-    b.position_at_end(end)
+    with code.adding(before, pairs) as (at, held):
+        here = code.sum(weight, code.times(at, PER_PAIR))
+        weights = [code.load(INTS, code.sum(here, vector * LINE)) for vector in range(VECTORS)]
+        for line in range(2):
+            code.prefetch(code.sum(here, ahead, AHEAD + line * LINE))
+        for row in range(rows):
+            pair = code.load(I32, code.sum(inputs[row], code.times(at, 4)))
+            for vector in range(VECTORS):
+                held[row][vector] = dotted(code, held[row][vector], weights[vector], pair, dot)
     for row in range(rows):
         for vector in range(VECTORS):
-            code.store(held[row][vector].incomings[1][0], places[row][vector])
+            code.store(held[row][vector], places[row][vector])
     return code.done()
 
 

@@ -97,6 +97,34 @@ class Code:
         b.branch(head)
         b.position_at_end(after)
 
+    @contextmanager
+    def adding(self, sums: list[list[Any]], end: Any, step: int = 1) -> Iterator[tuple[Any, list[list[Any]]]]:
+        """For each number from 0 on that is less than ``end``, at least once, with vectors that stay in registers.
+
+        Args:
+            sums: rows of vectors, as they are before.
+
+        Yields:
+            The number, and those rows, to be changed in place; behind the loop they are what has become of them.
+        """
+        b, before = self.b, self.b.block
+        body, after = (b.append_basic_block() for _ in range(2))
+        b.branch(body)
+        b.position_at_end(body)
+        at = b.phi(I64)
+        at.add_incoming(I64(0), before)
+        held = [[b.phi(each.type) for each in row] for row in sums]
+        now = [list(row) for row in held]
+        yield at, now
+        for phis, firsts, lasts in zip(held, sums, now, strict=True):
+            for phi, first, last in zip(phis, firsts, lasts, strict=True):
+                phi.add_incoming(first, before)
+                phi.add_incoming(last, b.block)
+        following = self.sum(at, step)
+        at.add_incoming(following, b.block)
+        b.cbranch(b.icmp_signed("<", following, _number(end)), body, after)
+        b.position_at_end(after)
+
     def load(self, kind: ir.Type, address: Any) -> Any:
         """What stands at an address."""
         # No larger alignment than there is: a short number said to be on a multiple of 4 is read with what follows it.
