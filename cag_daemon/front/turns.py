@@ -48,6 +48,7 @@ class Turns:
                 self.look()
                 await turn.begins
                 task = asyncio.ensure_future(work())
+                task.add_done_callback(_heard)
                 turn.task = task
                 self.look()  # something more urgent may have come just now
                 try:
@@ -78,3 +79,9 @@ class Turns:
         elif following is not None and not current.wanted() and not current.put_off and current.task is not None:
             current.put_off = True
             current.task.cancel()
+
+
+def _heard(task: asyncio.Future[Any]) -> None:
+    """Whoever wanted it may have been cancelled as it failed; then nobody asks why it did, and asyncio would complain."""
+    if not task.cancelled():
+        task.exception()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 
 import pytest
@@ -108,6 +109,32 @@ def test_a_failure_goes_to_who_asked_and_the_next_begins() -> None:
         assert await after == "after"
 
     asyncio.run(main())
+
+
+def test_nobody_complains_of_a_failure_whose_asker_went_at_the_same_time() -> None:
+    told: list[object] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        turns, fail = Turns(), asyncio.Event()
+
+        async def fails() -> str:
+            await fail.wait()
+            raise ValueError("no")
+
+        asking = asyncio.ensure_future(turns.run(fails, lambda: False))
+        await ticks(3)
+        fail.set()
+        await ticks(2)  # it has failed, and who asked has not yet heard of it
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        del asking
+        gc.collect()
+        await ticks(2)
+
+    asyncio.run(main())
+    assert not told
 
 
 @settings(max_examples=60, deadline=None)
