@@ -82,6 +82,6 @@ class Turns:
 
 
 def _heard(task: asyncio.Future[Any]) -> None:
-    """Whoever wanted it may have been cancelled as it failed; then nobody asks why it did, and asyncio would complain."""
+    """Whoever wanted it may have been cancelled as it failed: then nobody asks why, and asyncio would complain."""
     if not task.cancelled():
         task.exception()
