@@ -48,7 +48,7 @@ SHAPES: dict[str, dict[str, int]] = {
         **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 32768},
     },
     "tiny": {  # to see that everything runs
-        **{"vocab_size": 3072, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2},
+        **{"vocab_size": 7168, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2},
         **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 32768},
     },
 }
