@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from training import export, grow, meaning, tokenizer
-from training.batch import Encoder, Size, id_of, make_batch
+from training.batch import IGNORED, Encoder, Size, id_of, make_batch
 from training.lexicon import SIZE, Lexicon, Sample, sampled
 from training.tokenizer import START, make_tokenizer, with_words
 
@@ -162,7 +162,9 @@ def test_a_grown_model_says_what_the_model_said_but_for_the_head_it_gave_up(
     assert grown.shape.hidden == old.shape.hidden + grow.MORE
     assert SIZE + 2 == grow.MORE
     assert (found[:, : old.shape.vocabulary] - wanted).abs().max() < 0.05 * wanted.abs().max()
-    assert float((found[:, : old.shape.vocabulary].argmax(-1) == wanted.argmax(-1)).float().mean()) > 0.9
+    there = batch.targets != IGNORED  # what fills up is one place many times
+    same = found[there, : old.shape.vocabulary].argmax(-1) == wanted[there].argmax(-1)
+    assert float(same.float().mean()) > 0.98
     export.export(grown, larger, tmp_path)
     again, _ = export.load(tmp_path)
     assert again.shape == grown.shape

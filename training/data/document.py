@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 
 from training.data import lists
+from training.data.asking import ask, ask_written
 from training.data.facts import KINDS, OF_ANYTHING, Fact, Subject, families, sentence, state, subject
-from training.data.layout import APOLOGIES, CHAIR, FROM, PRESENT, SUBJECT, TO, Block, page, wrap
+from training.data.layout import Block, page, wrap
 from training.data.maker import Maker
-from training.data.questions import REFUSAL, Question, by_words, put, roughen, stems, unanswerable
+from training.data.questions import Question
 from training.data.sentences import action, decorate, docstrings
 from training.data.written import Page, pages
 
 REFUSED = 0.15  # of the questions have no answer; fewer in the end, as not every try finds one
-SELECTED = 0.05  # come with a selection
-OF_ITS_FORM = frozenset(PRESENT + APOLOGIES + CHAIR + TO + FROM + SUBJECT)  # clear whatever else is said
-LONGEST = 330  # characters of an answer
 WRITTEN = 0.7  # of the documents are made of such as were written by hand
-WORDS = 0.18  # of the questions are a few words of the sentence; in written documents half as many
 TOPICAL = 0.35  # of the documents are about one thing all through
 TOPICS = lists.phrases("topics")
 OF_TOPIC = ("of", "at", "for", "with", "in", "near", "of")  # what a question says before the topic
@@ -46,17 +42,14 @@ def example(seed: int, sentences: int, questions: int, held_out: bool = False, r
         if not held_out and maker.chance(WRITTEN):
             made = pages(maker, sentences)
             text = _joined_pages(maker, made)
-            asked = _ask_written(maker, made, questions, refused)
+            asked = ask_written(maker, made, questions, refused)
         else:
             blocks = _blocks(maker, sentences)
             text = page(maker, blocks)
-            asked = _ask(maker, blocks, questions, refused)
+            asked = ask(maker, blocks, questions, refused)
         if any(not each.refused for each in asked):
             return Example(text, tuple(asked))
     raise RuntimeError(f"No document of {sentences} sentences with a question could be made from seed {seed}.")
-
-
-# ── what is said ────────────────────────────────────────────────────────────────────────────
 
 
 def _blocks(maker: Maker, sentences: int) -> list[Block]:
@@ -197,121 +190,3 @@ def _twins(maker: Maker, kind: str, many: int) -> Block:
 def _joined_pages(maker: Maker, made: list[Page]) -> str:
     text = "\n\n".join(each.text for each in made)
     return (wrap(text, maker.number(60, 90)) if maker.chance(0.2) else text) + ("\n" if maker.chance(0.5) else "")
-
-
-# ── what is asked ───────────────────────────────────────────────────────────────────────────
-
-
-def _ask(maker: Maker, blocks: list[Block], many: int, refused: float) -> list[Question]:
-    facts = [fact for block in blocks for fact in block.facts]
-    owned = [stems(fact.text) | stems(fact.about) for fact in facts]
-    copies = Counter(fact.text for fact in facts)
-    answers = Counter(asked.lower() for fact in facts for asked in {each.lower() for each in fact.questions})
-    subjects = [block.subject for block in blocks if block.subject is not None]
-    used: set[object] = {fact.family for fact in facts if fact.family}
-    named = {each.name for each in subjects}
-    found: list[Question] = []
-    seen: set[str] = set()
-    for _ in range(many * 5):
-        if len(found) == many:
-            break
-        if maker.chance(refused):
-            asked = unanswerable(maker, [fact.text for fact in facts], subjects, used)
-            if asked and asked not in seen:
-                seen.add(asked)
-                found.append(Question(put(roughen(maker, asked), _selection(maker, facts)), REFUSAL, True))
-            continue
-        at = maker.number(0, len(facts) - 1) if maker.chance(0.9) else 0
-        fact = facts[at]
-        if fact.empty or copies[fact.text] > 1 or len(fact.text) > LONGEST or fact.text in named:
-            continue
-        others = [each for other, each in enumerate(owned) if other != at]
-        if fact.questions and not maker.chance(WORDS):
-            asked = maker.one(fact.questions)
-            if answers[asked.lower()] > 1 or not _clear(asked, owned[at], others):
-                continue
-        else:
-            asked = by_words(maker, fact.text, others)
-        if not asked or asked in seen:
-            continue
-        seen.add(asked)
-        found.append(Question(_put(maker, asked, fact, facts), fact.text))
-    return found
-
-
-def _ask_written(maker: Maker, made: list[Page], many: int, refused: float) -> list[Question]:
-    """As `_ask`; but whoever wrote a page knew which of its sentences answers, so that only other pages may mislead."""
-    facts = [(page, fact) for page in made for fact in page.facts]
-    owned = {id(fact): stems(fact.text) for _, fact in facts}
-    copies = Counter(fact.text for _, fact in facts)
-    found: list[Question] = []
-    seen: set[str] = set()
-    for _ in range(many * 5):
-        if len(found) == many:
-            break
-        page, fact = maker.one(facts)
-        elsewhere = [owned[id(other)] for of, other in facts if of is not page]
-        if maker.chance(refused):
-            asked = _open(maker, page, elsewhere) if maker.chance(0.7) else None
-            asked = asked or unanswerable(maker, [each.text for _, each in facts], [], set())
-            if asked and asked not in seen:
-                seen.add(asked)
-                selected = maker.one(facts)[1].text if maker.chance(SELECTED) else None
-                found.append(Question(put(roughen(maker, asked), selected), REFUSAL, True))
-            continue
-        if fact.empty or copies[fact.text] > 1 or len(fact.text) > LONGEST:
-            continue
-        if maker.chance(WORDS / 2):
-            asked = by_words(maker, fact.text, [each for key, each in owned.items() if key != id(fact)])
-        else:
-            asked = maker.one(fact.questions)
-            asked = asked if _clear(asked, owned[id(fact)], elsewhere) else None
-        if asked and asked not in seen:
-            seen.add(asked)
-            found.append(Question(_put(maker, asked, fact, [each for _, each in facts]), fact.text))
-    return found
-
-
-def _open(maker: Maker, page: Page, elsewhere: list[frozenset[str]]) -> str | None:
-    """What the page does not say, and the other pages hardly do."""
-    if not page.open:
-        return None
-    asked = maker.one(page.open)
-    wanted = stems(asked)
-    return asked if wanted and not any(len(wanted & each) * 2 > len(wanted) for each in elsewhere) else None
-
-
-def _clear(asked: str, mine: frozenset[str], others: list[frozenset[str]]) -> bool:
-    """Whether a question points to its sentence: no other sentence has many more of its words."""
-    if asked in OF_ITS_FORM:
-        return True
-    wanted = stems(asked)
-    shared = len(wanted & mine)
-    most = max((len(wanted & other) for other in others), default=0)
-    if not shared:
-        return not most  # a paraphrase, and nothing that misleads
-    return most <= shared + 1 and (most <= shared or len(wanted) > shared)
-
-
-def _put(maker: Maker, asked: str, fact: Fact, facts: list[Fact]) -> str:
-    if not maker.chance(SELECTED):
-        return put(roughen(maker, asked))
-    kind = maker.random.random()
-    if kind < 0.45:
-        return put(roughen(maker, asked), fact.text)
-    if kind < 0.7 and (pointing := _pointing(maker, asked, fact)):
-        return put(pointing, fact.text)
-    return put(roughen(maker, asked), maker.one(facts).text)
-
-
-def _pointing(maker: Maker, asked: str, fact: Fact) -> str | None:
-    """The question with "it" or "this" in place of what is selected."""
-    for word in ("the ", "The "):
-        match = re.search(rf"\b{word}[a-z]+( [a-z]+)?(?=[?])", asked)
-        if match and match[0].split(" ", 1)[1] in fact.text:
-            return asked.replace(match[0], maker.one(("it", "this", "that")))
-    return maker.one(("What does this say?", "What is this?", "Explain this.")) if maker.chance(0.2) else None
-
-
-def _selection(maker: Maker, facts: list[Fact]) -> str | None:
-    return maker.one(facts).text if maker.chance(SELECTED) else None
