@@ -62,12 +62,14 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       narrow          passes of few rows through a Mistral by code of our own: for whom, and tried
       narrow_pass     such a pass: what its code is called with, layer by layer
       layer_code      a decoder layer for few rows, as machine code
+      layer_call      what that is called with
       attention_code  attention of few rows, as machine code
       few_rows        products of few rows with packed weights, as machine code
       few_bits        the same with weights of 8 and 4 bits
       widening        products of many rows with such weights, widened some outputs at a time
       widening_code   the machine code for that
-      machine_code    LLVM, its intermediate code made readable, and torch's threads to run it
+      machine_code    LLVM's intermediate code, made readable
+      compiling       machine code for this processor, and torch's threads to run it
       decoding        the passes of one answer: a question in pieces, tokens, drafts verified
       drafts          how an answer may go on: copied from document, question and earlier answers
       widths          how many rows a pass may have, such that a row's bits stay the same

@@ -9,7 +9,6 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 from llvmlite import ir
@@ -17,66 +16,13 @@ from llvmlite import ir
 from cag_daemon.engine.attention_code import SPAN, part_bytes, part_of, span_bytes, write_span, write_whole
 from cag_daemon.engine.few_bits import BLOCKS, SCALES, WRITE
 from cag_daemon.engine.few_rows import BLOCK, MOST_ROWS, PER_PAIR, SUMS, write_product
+from cag_daemon.engine.layer_call import MATRICES, PLAIN, Call, Weights
 from cag_daemon.engine.machine_code import F32, FLOATS, I32, I64, LANES, LINE, Code, exponential
 
-PLAIN = "none"  # weights in bfloat16
 HALF = 2  # bytes of a bfloat16
 VECTOR = LANES * HALF  # bytes
 OF_SUMS = MOST_ROWS * SUMS  # bytes of a thread's sums; its normed rows follow
 COUNTERS = 15  # lines: two for each work, see `Code.pieces`, and one for the threads
-
-
-class Call(IntEnum):
-    """What a call is given, each an i64: sizes, and addresses of tensors in bfloat16 (0: there is none)."""
-
-    COUNTERS = 0  # zeros
-    ROWS = 1
-    HIDDEN = 2  # [rows, hidden size]: the residual stream
-    HIDDEN_SIZE = 3
-    INTERMEDIATE_SIZE = 4
-    HEAD_SIZE = 5
-    HEADS = 6
-    SHARED_HEADS = 7  # of keys, and of values
-    EPSILON = 8  # of norms, a float32's bits
-    OWN = 9  # room for each thread
-    OWN_BYTES = 10
-    MIDDLE = 11  # [rows, intermediate size]
-    ATTENDED = 12  # [rows, heads · head size]
-    QUERIES = 13  # [heads, rows, head size]
-    START = 14  # the position of the first row
-    COSINES = 15  # [rows, head size]
-    SINES = 16
-    KEYS = 17  # [heads, capacity, head size]
-    VALUES = 18
-    HEAD_BYTES = 19  # of keys of one head, up to those of the next
-    SCALES = 20  # of the scores of each row, float32
-    PARTS = 21  # room for what each row makes of each span of keys
-    WEIGHTS = 22  # the layer's `Weights`; 0: no layer
-    NETWORK = 27  # whether its output is wanted, too, or keys and values alone
-    NORM = 28  # the last one
-    OUTPUT = 23  # the packed weight that logits are made with
-    OUTPUT_BLOCKS = 24
-    LOGITS = 25  # [rows, 64 · blocks], of the rows from this one on:
-    FIRST_LOGITS = 26
-    OUTPUT_SCALES = 29
-
-
-class Weights(IntEnum):
-    """A layer's weights, each an address; those of the scales of matrices follow, where they have scales."""
-
-    QUERY = 0
-    KEY = 1
-    VALUE = 2
-    OUTPUT = 3
-    GATE = 4
-    UP = 5
-    DOWN = 6
-    INPUT_NORM = 14
-    NORM = 15
-
-
-MATRICES = Weights.DOWN + 1
-WEIGHTS = Weights.NORM + 1
 
 
 @dataclass(frozen=True)

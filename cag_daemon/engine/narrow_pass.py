@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cag_daemon.engine.kv_cache import GRID, InPlaceCache, InPlaceLayer
+from cag_daemon.engine.layer_call import MATRICES, PLAIN, WEIGHTS, Call, Weights
 from cag_daemon.engine.linear import PackedLinear
 from cag_daemon.engine.passes import NARROW, ShouldStop
 from cag_daemon.engine.quantize import QuantizedLinear
 from cag_daemon.errors import Stopped
 
 if TYPE_CHECKING:
-    from cag_daemon.engine.machine_code import Compiled, Threads
+    from cag_daemon.engine.compiling import Compiled, Threads
 
 MISTRAL = "transformers.models.mistral.modeling_mistral"
 MINISTRAL_3 = "transformers.models.ministral3.modeling_ministral3"
@@ -46,21 +47,12 @@ class NarrowPass:
 
     def __init__(self, model: Any) -> None:
         from cag_daemon.engine.few_rows import MOST_ROWS
-        from cag_daemon.engine.layer_code import (
-            COUNTERS,
-            MATRICES,
-            PLAIN,
-            WEIGHTS,
-            Call,
-            Weights,
-            own_bytes,
-            parts_bytes,
-        )
+        from cag_daemon.engine.layer_code import COUNTERS, own_bytes, parts_bytes
         from cag_daemon.engine.machine_code import LINE
 
         decoder, config = model.get_decoder(), model.config.get_text_config(decoder=True)
         attention = decoder.layers[0].self_attn
-        self.most_rows, self._places = MOST_ROWS, Call
+        self.most_rows = MOST_ROWS
         head, first = model.lm_head, attention.q_proj
         self._head = _where(head) if isinstance(head, PackedLinear | QuantizedLinear) else None
         self._kinds = getattr(first, "kind", PLAIN), getattr(head, "kind", PLAIN) if self._head else PLAIN
@@ -150,7 +142,7 @@ class NarrowPass:
         Raises:
             Stopped: ``should_stop`` said so, which is asked before every layer.
         """
-        places, call = self._places, self._call
+        call = self._call
         decoder, width = module.get_decoder(), input_ids.shape[1]
         rows, start = wanted_rows or width, cache.get_seq_length()
         self._hidden[:rows] = decoder.embed_tokens(input_ids[0, :rows])
@@ -158,9 +150,9 @@ class NarrowPass:
         turns = [each.contiguous() for each in decoder.rotary_emb(self._hidden[None, :rows], positions)]
         scales = self._scales(positions)
         self._room(start + width)
-        call[places.ROWS], call[places.START], call[places.SCALES] = rows, start, scales.data_ptr()
-        call[places.COSINES], call[places.SINES] = turns[0].data_ptr(), turns[1].data_ptr()
-        call[places.OUTPUT], call[places.NETWORK] = 0, 1
+        call[Call.ROWS], call[Call.START], call[Call.SCALES] = rows, start, scales.data_ptr()
+        call[Call.COSINES], call[Call.SINES] = turns[0].data_ptr(), turns[1].data_ptr()
+        call[Call.OUTPUT], call[Call.NETWORK] = 0, 1
         for number, (layer, cached) in enumerate(zip(decoder.layers, cache.layers, strict=False), 1):
             if should_stop is not None and should_stop():
                 raise Stopped
@@ -168,29 +160,29 @@ class NarrowPass:
                 empty = self._hidden.new_empty(1, self._shared, 0, self._head_size)
                 cached.lazy_initialization(empty, empty)
             keys, values = cached.claim(width)
-            call[places.KEYS], call[places.VALUES] = keys.data_ptr(), values.data_ptr()
-            call[places.HEAD_BYTES] = keys.stride(1) * keys.itemsize
-            call[places.WEIGHTS] = ctypes.addressof(self._weights[id(layer)])
+            call[Call.KEYS], call[Call.VALUES] = keys.data_ptr(), values.data_ptr()
+            call[Call.HEAD_BYTES] = keys.stride(1) * keys.itemsize
+            call[Call.WEIGHTS] = ctypes.addressof(self._weights[id(layer)])
             if module is decoder and number == len(decoder.layers):
-                call[places.NETWORK] = 0  # nobody wants what the last layer puts out
+                call[Call.NETWORK] = 0  # nobody wants what the last layer puts out
             self._run()
-        call[places.WEIGHTS] = 0
+        call[Call.WEIGHTS] = 0
         logits = None if module is decoder else self._logits(module, rows, width, logits_to_keep or width)
         return SimpleNamespace(logits=logits)
 
     def _logits(self, model: Any, rows: int, width: int, kept: int) -> torch.Tensor:
-        places, call, first = self._places, self._call, max(0, width - kept)
+        call, first = self._call, max(0, width - kept)
         if (
             self._head is None
         ):  # tied to the embeddings, or not in whole blocks: its bits depend on how many rows it gets
             normed = model.get_decoder().norm(self._hidden[None, first:width])
             return torch.as_tensor(model.lm_head(normed)[:, : max(0, rows - first)])
-        call[places.OUTPUT], call[places.OUTPUT_SCALES] = self._head
+        call[Call.OUTPUT], call[Call.OUTPUT_SCALES] = self._head
         blocks = -(-model.lm_head.out_features // 64)
         logits = self._hidden.new_empty(1, max(0, rows - first), blocks * 64)
         if not logits.numel():
             return logits[:, :, : model.lm_head.out_features]
-        call[places.OUTPUT_BLOCKS], call[places.LOGITS], call[places.FIRST_LOGITS] = blocks, logits.data_ptr(), first
+        call[Call.OUTPUT_BLOCKS], call[Call.LOGITS], call[Call.FIRST_LOGITS] = blocks, logits.data_ptr(), first
         self._run()
         return logits[:, :, : model.lm_head.out_features]
 
@@ -199,10 +191,10 @@ class NarrowPass:
         threads, parts = torch.get_num_threads() * self._own_bytes, self._parts_bytes(tokens)
         if self._own.numel() < threads:
             self._own = torch.zeros(threads, dtype=torch.uint8)
-            self._call[self._places.OWN] = self._own.data_ptr()
+            self._call[Call.OWN] = self._own.data_ptr()
         if self._parts.numel() < parts:
             self._parts = torch.empty(self._parts_bytes(tokens + AHEAD), dtype=torch.uint8)
-            self._call[self._places.PARTS] = self._parts.data_ptr()
+            self._call[Call.PARTS] = self._parts.data_ptr()
 
     def _run(self) -> None:
         ctypes.memset(self._counters, 0, ctypes.sizeof(self._counters))
@@ -210,10 +202,10 @@ class NarrowPass:
 
 
 @functools.cache
-def _machine(layers: str = "none", head: str = "none") -> tuple[Compiled, Threads]:
+def _machine(layers: str = PLAIN, head: str = PLAIN) -> tuple[Compiled, Threads]:
     """The code for weights of such kinds, made once for all models, and who runs it."""
+    from cag_daemon.engine.compiling import NEEDED, Compiled, Threads, features, multiplies_pairs
     from cag_daemon.engine.layer_code import layer_module
-    from cag_daemon.engine.machine_code import NEEDED, Compiled, Threads, features, multiplies_pairs
 
     if not features() >= NEEDED:
         raise Unknown("this processor has no AVX-512.")

@@ -19,7 +19,7 @@ from cag_daemon.engine.packed_operators import GROUP, PACKINGS, PADDED, int4_blo
 from cag_daemon.errors import one_line
 
 if TYPE_CHECKING:
-    from cag_daemon.engine.machine_code import Compiled, Threads
+    from cag_daemon.engine.compiling import Compiled, Threads
 
 log = logging.getLogger(__name__)
 AT_A_TIME = 1 << 22  # weights: in bfloat16 8 MB
@@ -131,9 +131,10 @@ def widening(kind: str) -> Widening | None:
 def _machine(kind: str) -> tuple[Compiled, Threads]:
     from llvmlite import ir
 
+    from cag_daemon.engine.compiling import NEEDED, Compiled, Threads, features
     from cag_daemon.engine.few_bits import BLOCKS
     from cag_daemon.engine.few_rows import PER_PAIR
-    from cag_daemon.engine.machine_code import NEEDED, Code, Compiled, Threads, features
+    from cag_daemon.engine.machine_code import Code
     from cag_daemon.engine.widening_code import WRITE_WIDENING
 
     if not features() >= NEEDED:

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from cag_daemon.engine import narrow_pass
-from cag_daemon.engine.cag import clean_up
+from cag_daemon.engine.cag import clean_up, prefill
+from cag_daemon.engine.kv_cache import InPlaceCache
 from cag_daemon.engine.linear import PackedLinear, pack_linears
+from cag_daemon.engine.passes import answering
 from tests.models import random_mistral
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -53,7 +55,7 @@ def ways() -> list[bool]:
     """Whether by the processor's own products of pairs: it may have none, and float32 numbers are always there."""
     if not here():
         return [False]
-    from cag_daemon.engine.machine_code import features
+    from cag_daemon.engine.compiling import features
 
     return [False, True] if "avx512bf16" in features() else [False]
 
@@ -69,3 +71,19 @@ def rows_of(model: Any, cache: Any, start: int, rows: int, width: int, way: Any)
 
 def near(ours: torch.Tensor, plain: torch.Tensor, most: float = 0.02) -> bool:
     return bool((ours - plain).float().norm() <= most * plain.float().norm())
+
+
+def assert_rows_have_the_bits_of_rows_one_by_one(model: Any, start: int, rows: int, more: int, many: int) -> None:
+    """Of a pass of some rows, filled up with ``more``, on so many threads, behind the first ``start`` tokens."""
+    cache = InPlaceCache(model.config)
+    prefill(model, IDS[:, :start], cache, chunk_size=64)
+    wanted = []
+    for row in range(rows):
+        wanted.append(rows_of(model, cache, start + row, 1, 1, answering))
+        answering(model, IDS[:, start + row : start + row + 1], cache, None)
+    clean_up(cache, start)
+    with threads(many):
+        ours = rows_of(model, cache, start, rows, min(16, rows + more), answering)
+    for row in range(rows):
+        for one, all_ in zip(wanted[row], ours, strict=True):
+            assert torch.equal(one[..., 0, :], all_[..., row, :])

@@ -28,7 +28,17 @@ from cag_daemon.engine.packed_operators import GROUP, PACKINGS, int4_numbers
 from cag_daemon.engine.passes import NARROW, answering, forward
 from cag_daemon.engine.plan import Wanted
 from cag_daemon.engine.quantize import KINDS, QuantizedLinear, quantize_module
-from tests.engine.few import IDS, SHAPE, here, near, only_here, rows_of, threads, ways
+from tests.engine.few import (
+    IDS,
+    SHAPE,
+    assert_rows_have_the_bits_of_rows_one_by_one,
+    here,
+    near,
+    only_here,
+    rows_of,
+    threads,
+    ways,
+)
 from tests.models import random_mistral, save_model
 
 ENGINE = settings.get_profile("engine")
@@ -58,8 +68,9 @@ def product_alone(kind: str, dot: bool) -> tuple[Any, int, Any]:
     """The product as a function of its own, given what `multiplied` gives it."""
     from llvmlite import ir
 
+    from cag_daemon.engine.compiling import Compiled, Threads
     from cag_daemon.engine.few_bits import WRITE
-    from cag_daemon.engine.machine_code import Code, Compiled, Threads
+    from cag_daemon.engine.machine_code import Code
 
     module = ir.Module("product")
     product = WRITE[kind](module, dot=dot)
@@ -92,6 +103,15 @@ def multiplied(x: torch.Tensor, layer: QuantizedLinear, dot: bool) -> torch.Tens
     return sums[:, :rows, :64].transpose(0, 1).reshape(rows, -1)
 
 
+def a_layer(kind: str, outputs: int, inputs: int, seed: int = 0) -> QuantizedLinear:
+    weight = torch.randn((outputs, inputs), generator=torch.Generator().manual_seed(seed))
+    return QuantizedLinear.of(weight, kind, torch.bfloat16, CPU)
+
+
+def some_rows(rows: int, inputs: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn((rows, inputs), generator=torch.Generator().manual_seed(seed + 1000)).bfloat16()
+
+
 def dequantized(layer: QuantizedLinear) -> torch.Tensor:
     """The weight that a layer stands for, in float64."""
     if layer.kind == "int8":
@@ -109,9 +129,7 @@ def dequantized(layer: QuantizedLinear) -> torch.Tensor:
 def test_a_product_is_the_exact_one_within_the_error_of_float32(
     kind: str, dot: bool, rows: int, inputs: int, outputs: int, seed: int
 ) -> None:
-    random = torch.Generator().manual_seed(seed)
-    layer = QuantizedLinear.of(torch.randn((64 * outputs, 64 * inputs), generator=random), kind, torch.bfloat16, CPU)
-    x = torch.randn((rows, 64 * inputs), generator=random).bfloat16()
+    layer, x = a_layer(kind, 64 * outputs, 64 * inputs, seed), some_rows(rows, 64 * inputs, seed)
     weight = dequantized(layer)
     exact, most = x.double() @ weight.T, x.double().abs() @ weight.abs().T  # what rounding is relative to
     assert bool(((multiplied(x, layer, dot) - exact).abs() <= 1e-5 * most).all())
@@ -125,9 +143,7 @@ def test_a_product_is_the_exact_one_within_the_error_of_float32(
 def test_the_bits_of_a_row_are_the_same_among_however_many_rows_and_threads(
     kind: str, dot: bool, rows: int, many: int, shape: tuple[int, int]
 ) -> None:
-    random = torch.Generator().manual_seed(rows)
-    layer = QuantizedLinear.of(torch.randn(shape, generator=random), kind, torch.bfloat16, CPU)
-    x = torch.randn((16, shape[1]), generator=random).bfloat16()
+    layer, x = a_layer(kind, *shape, seed=rows), some_rows(16, shape[1], rows)
     with threads(2):
         wanted = multiplied(x, layer, dot)
     with threads(many):
@@ -138,7 +154,7 @@ def test_the_bits_of_a_row_are_the_same_among_however_many_rows_and_threads(
 @pytest.mark.parametrize("what", ["as saved", "as AVX2 wants it", "of another size", "not in one piece"])
 def test_a_weight_that_lies_otherwise_is_not_read(what: str) -> None:
     kind, outputs = ("int8", 120 if what == "of another size" else 128) if what[0] in "on" else ("int4", 128)
-    layer = QuantizedLinear.of(torch.randn(outputs, 64), kind, torch.bfloat16, CPU)
+    layer = a_layer(kind, outputs, 64)
     if what == "as saved":
         layer._unpack()
     elif what == "as AVX2 wants it":
@@ -147,7 +163,7 @@ def test_a_weight_that_lies_otherwise_is_not_read(what: str) -> None:
     elif what == "not in one piece":
         layer.weight = layer.weight.t().contiguous().t()
     assert layer.blocks_at is None
-    assert what[0] == "a" or QuantizedLinear.of(torch.randn(128, 64), kind, torch.bfloat16, CPU).blocks_at or not here()
+    assert what[0] == "a" or a_layer(kind, 128, 64).blocks_at or not here()
 
 
 @only_here
@@ -159,9 +175,7 @@ def test_a_weight_that_lies_otherwise_is_not_read(what: str) -> None:
 def test_many_rows_are_multiplied_with_what_a_weight_stands_for(
     kind: str, rows: int, inputs: int, outputs: int, at_a_time: int, seed: int
 ) -> None:
-    random = torch.Generator().manual_seed(seed)
-    layer = QuantizedLinear.of(torch.randn((64 * outputs, 64 * inputs), generator=random), kind, torch.bfloat16, CPU)
-    x = torch.randn((rows, 64 * inputs), generator=random).bfloat16()
+    layer, x = a_layer(kind, 64 * outputs, 64 * inputs, seed), some_rows(rows, 64 * inputs, seed)
     exact = x.double() @ dequantized(layer).T
     widen = widening.widening(kind)
     assert widen is not None
@@ -177,14 +191,14 @@ def test_many_rows_are_multiplied_with_what_a_weight_stands_for(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", ["no compiler", "another layout", "a wrong product"])
 def test_where_weights_cannot_be_widened_torch_does_it(what: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = QuantizedLinear.of(torch.randn(192, 128), kind, torch.bfloat16, CPU)
+    layer = a_layer(kind, 192, 128)
     x = torch.randn(40, 128).bfloat16()
     exact = x.double() @ dequantized(layer).T
     for each in (widening.widening, widening._machine):
         each.cache_clear()
     if what == "no compiler":
         monkeypatch.setitem(sys.modules, "llvmlite", None)
-        for room in ("machine_code", "few_rows", "few_bits"):
+        for room in ("compiling", "machine_code", "few_rows", "few_bits"):
             monkeypatch.delitem(sys.modules, f"cag_daemon.engine.{room}", raising=False)
     elif what == "another layout":
         monkeypatch.setattr(widening, "blocks_at", lambda *_: None)
@@ -214,7 +228,7 @@ def at_the_end_of_a_page(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
 def read_to_the_end(kind: str) -> None:
     """Products with a weight, scales and rows that nothing follows; the process dies if more is read."""
     for outputs, inputs in ((64, 64), (192, 320)):
-        layer = QuantizedLinear.of(torch.randn(outputs, inputs), kind, torch.bfloat16, CPU)
+        layer = a_layer(kind, outputs, inputs)
         wanted = [layer(torch.ones(rows, inputs).bfloat16()) for rows in (1, 40)]
         kept = []
         for name in ("weight", "scales"):
@@ -262,18 +276,18 @@ def test_numbers_are_rounded_as_torch_does_it_on_older_processors_too(
 def rounding(older: bool) -> tuple[Any, int, Any]:
     from llvmlite import ir
 
-    from cag_daemon.engine import machine_code
+    from cag_daemon.engine import compiling, machine_code
 
     with pytest.MonkeyPatch.context() as patch:
         if older:
-            patch.setattr(machine_code, "features", lambda: machine_code.NEEDED)
+            patch.setattr(machine_code, "features", lambda: compiling.NEEDED)
         module = ir.Module("rounding")
         code = machine_code.Code(module, "round", 1, inside=False)
         value = code.load(machine_code.FLOATS, code.number(code.arguments[0], 0))
         code.store_narrow(value, code.number(code.arguments[0], 1))
         code.done()
-        threads_ = machine_code.Threads()
-    compiled = machine_code.Compiled(module)
+        threads_ = compiling.Threads()
+    compiled = compiling.Compiled(module)
     return compiled, compiled.address("round"), threads_
 
 
@@ -283,11 +297,11 @@ def test_on_older_processors_nothing_is_called_that_is_not_there(what: str, monk
     """Where LLVM has no instruction it calls a function, and the process dies if there is none of the name."""
     from llvmlite import binding, ir
 
-    from cag_daemon.engine import machine_code
+    from cag_daemon.engine import compiling, machine_code
     from cag_daemon.engine.layer_code import layer_module
     from cag_daemon.engine.widening_code import WRITE_WIDENING
 
-    monkeypatch.setattr(machine_code, "features", lambda: machine_code.NEEDED)
+    monkeypatch.setattr(machine_code, "features", lambda: compiling.NEEDED)
     one, other = what.split()
     if one == "widen":
         module = ir.Module("widening")
@@ -338,19 +352,7 @@ def test_a_narrow_pass_is_near_the_plain_one(
 @settings(ENGINE)
 @given(start=st.integers(1, 200), rows=st.integers(1, 16), more=st.integers(0, 15), many=st.integers(1, 3))
 def test_rows_have_the_bits_of_rows_one_by_one(kind: str, start: int, rows: int, more: int, many: int) -> None:
-    model = shared(kind)
-    cache = InPlaceCache(model.config)
-    prefill(model, IDS[:, :start], cache, chunk_size=64)
-    wanted = []
-    for row in range(rows):
-        wanted.append(rows_of(model, cache, start + row, 1, 1, answering))
-        answering(model, IDS[:, start + row : start + row + 1], cache, None)
-    clean_up(cache, start)
-    with threads(many):
-        ours = rows_of(model, cache, start, rows, min(16, rows + more), answering)
-    for row in range(rows):
-        for one, all_ in zip(wanted[row], ours, strict=True):
-            assert torch.equal(one[..., 0, :], all_[..., row, :])
+    assert_rows_have_the_bits_of_rows_one_by_one(shared(kind), start, rows, more, many)
 
 
 @only_here
@@ -378,7 +380,7 @@ def test_other_weights_go_the_plain_way(what: str, caplog: pytest.LogCaptureFixt
     model = quantized("int4")
     layer = model.get_decoder().layers[1].mlp
     if what == "of several kinds":
-        layer.up_proj = QuantizedLinear.of(torch.randn(192, 128), "int8", torch.bfloat16, CPU)
+        layer.up_proj = a_layer("int8", 192, 128)
     elif what == "saved":
         layer.up_proj._unpack()
     else:  # those of its neighbour: what is computed is wrong, and noticed

@@ -25,7 +25,17 @@ from cag_daemon.engine.passes import NARROW, answering, forward
 from cag_daemon.engine.self_test import self_test
 from cag_daemon.engine.widths import CANDIDATES, agreeing
 from cag_daemon.errors import Stopped
-from tests.engine.few import IDS, SHAPE, mistral, near, only_here, rows_of, threads, ways
+from tests.engine.few import (
+    IDS,
+    SHAPE,
+    assert_rows_have_the_bits_of_rows_one_by_one,
+    mistral,
+    near,
+    only_here,
+    rows_of,
+    threads,
+    ways,
+)
 from tests.models import embedded_tokenizer, random_mistral
 
 ENGINE = settings.get_profile("engine")
@@ -47,8 +57,9 @@ def product_alone(dot: bool) -> tuple[Any, int, Any]:
     """The product as a function of its own, given [counters, weight, x, bytes of a row, sums, rows, pairs, blocks]."""
     from llvmlite import ir
 
+    from cag_daemon.engine.compiling import Compiled, Threads
     from cag_daemon.engine.few_rows import PER_PAIR, write_product
-    from cag_daemon.engine.machine_code import Code, Compiled, Threads
+    from cag_daemon.engine.machine_code import Code
 
     module = ir.Module("product")
     product = write_product(module, dot=dot)
@@ -204,19 +215,7 @@ def test_ministral_3_scales_its_queries() -> None:
 @settings(ENGINE)
 @given(start=st.integers(1, 200), rows=st.integers(1, 16), more=st.integers(0, 15), many=st.integers(1, 3))
 def test_rows_have_the_bits_of_rows_one_by_one(start: int, rows: int, more: int, many: int) -> None:
-    model = shared_mistral()
-    cache = InPlaceCache(model.config)
-    prefill(model, IDS[:, :start], cache, chunk_size=64)
-    wanted = []
-    for row in range(rows):
-        wanted.append(rows_of(model, cache, start + row, 1, 1, answering))
-        answering(model, IDS[:, start + row : start + row + 1], cache, None)
-    clean_up(cache, start)
-    with threads(many):
-        ours = rows_of(model, cache, start, rows, min(16, rows + more), answering)
-    for row in range(rows):
-        for one, all_ in zip(wanted[row], ours, strict=True):
-            assert torch.equal(one[..., 0, :], all_[..., row, :])
+    assert_rows_have_the_bits_of_rows_one_by_one(shared_mistral(), start, rows, more, many)
 
 
 @only_here
@@ -356,7 +355,7 @@ def test_what_is_missing_or_wrong_is_noticed(what: str, monkeypatch: pytest.Monk
     if what == "no compiler":
         for name in [name for name in sys.modules if name.startswith("llvmlite")]:
             monkeypatch.setitem(sys.modules, name, None)
-        for room in ("machine_code", "few_rows", "few_bits", "layer_code"):
+        for room in ("compiling", "machine_code", "few_rows", "few_bits", "layer_code"):
             monkeypatch.delitem(sys.modules, f"cag_daemon.engine.{room}", raising=False)
         monkeypatch.setitem(sys.modules, "llvmlite", None)
     elif what == "no threads":
