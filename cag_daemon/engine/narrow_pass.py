@@ -29,7 +29,7 @@ MINISTRAL_3 = "transformers.models.ministral3.modeling_ministral3"
 NORMS = ("input_layernorm", "post_attention_layernorm")
 OF_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 OF_NETWORK = ("gate_proj", "up_proj", "down_proj")
-VERSION = 1  # of what is computed: other code may agree with itself at other widths
+VERSION = 2  # of what is computed: other code may agree with itself at other widths
 AHEAD = 2048  # tokens that there is room for beyond those there are, so that it is not made anew for each span
 
 
@@ -172,9 +172,8 @@ class NarrowPass:
 
     def _logits(self, model: Any, rows: int, width: int, kept: int) -> torch.Tensor:
         call, first = self._call, max(0, width - kept)
-        if (
-            self._head is None
-        ):  # tied to the embeddings, or not in whole blocks: its bits depend on how many rows it gets
+        # Tied to the embeddings, or not in whole blocks, it is a plain one: its bits depend on how many rows it gets.
+        if self._head is None:
             normed = model.get_decoder().norm(self._hidden[None, first:width])
             return torch.as_tensor(model.lm_head(normed)[:, : max(0, rows - first)])
         call[Call.OUTPUT], call[Call.OUTPUT_SCALES] = self._head
