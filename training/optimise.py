@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from training.device import halves
+from training.meaning_head import kept
 from training.model import TrainingModel
 
 # What orthogonalises a matrix in five rounds (Keller Jordan, Muon, 2024): x ← a·x + (b·xxᵀ + c·(xxᵀ)²)·x
@@ -34,7 +35,7 @@ class Rates:
 
 
 class Optimiser:
-    """A step of Muon and one of AdamW on a model's gradients.
+    """A step of Muon and one of AdamW on a model's gradients; what `kept` names stays as it is.
 
     Args:
         model: whose parameters are moved, in place.
@@ -56,13 +57,21 @@ class Optimiser:
             betas=(0.9, 0.95),
             weight_decay=0.0,
         )
+        self._kept = [(each, where) for each, where in kept(model) if each.requires_grad]
 
     def step(self, factor: float) -> None:
         """Move every parameter by its gradient, at ``factor`` of its rate."""
         for group in self._adam.param_groups:
             group["lr"] = group["rate"] * factor
+        before = [each[where].detach().clone() for each, where in self._kept]
+        for each, where in self._kept:
+            if each.grad is not None:
+                each.grad[where] = 0  # so that the rest of a matrix gets all of its step
         self._adam.step()
         self._muon(self.rates.matrices * factor)
+        with torch.no_grad():
+            for (each, where), value in zip(self._kept, before, strict=True):
+                each[where] = value
 
     @torch.no_grad()
     def _muon(self, rate: float, momentum: float = 0.95, shrink: float = 0.01) -> None:
@@ -90,8 +99,8 @@ class Optimiser:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
-        for mine, kept in zip(self._momentum, state["momentum"], strict=True):
-            mine.copy_(kept)
+        for mine, former in zip(self._momentum, state["momentum"], strict=True):
+            mine.copy_(former)
         self._adam.load_state_dict(state["adam"])
 
 

@@ -9,9 +9,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from training import export, grow, meaning, tokenizer
-from training.batch import IGNORED, Encoder, Size, id_of, make_batch
+from training import export, grow, meaning, meaning_head, tokenizer
+from training.batch import IGNORED, Encoder, Size, id_of, loss_of, make_batch
 from training.lexicon import SIZE, Lexicon, Sample, sampled
+from training.meaning_head import HEAD, LAYER, MORE, kept
+from training.model import Layer, Shape, TrainingModel
+from training.optimise import Optimiser, Rates
 from training.tokenizer import START, make_tokenizer, with_words
 
 TEXTS = ["She bought a boat. They sold it, and carried the wood home.", "Who wrote it? It was written in 1990."] * 3
@@ -154,13 +157,12 @@ def test_a_grown_model_says_what_the_model_said_but_for_the_head_it_gave_up(
     batch = make_batch(Encoder(known), 5, Size(2, 12, 6))
     with torch.no_grad():
         lexicon.means.normal_(std=0.2)
-        monkeypatch.setattr(grow, "VOTES", 0.0)
+        monkeypatch.setattr(meaning_head, "VOTES", 0.0)
         grown = grow.grow(old, larger, lexicon)
-        rows = slice(64 * grow.HEAD, 64 * grow.HEAD + 64)
-        old.layers[grow.LAYER].self_attn.o_proj.weight[:, rows] = 0  # type: ignore[union-attr, index]
+        old.layers[LAYER].self_attn.o_proj.weight[:, 64 * HEAD : 64 * HEAD + 64] = 0  # type: ignore[union-attr, index]
         wanted, found = old(*batch.inputs), grown(*batch.inputs)
-    assert grown.shape.hidden == old.shape.hidden + grow.MORE
-    assert SIZE + 2 == grow.MORE
+    assert grown.shape.hidden == old.shape.hidden + MORE
+    assert SIZE + 2 == MORE
     assert (found[:, : old.shape.vocabulary] - wanted).abs().max() < 0.05 * wanted.abs().max()
     there = batch.targets != IGNORED  # what fills up is one place many times
     same = found[there, : old.shape.vocabulary].argmax(-1) == wanted[there].argmax(-1)
@@ -168,3 +170,61 @@ def test_a_grown_model_says_what_the_model_said_but_for_the_head_it_gave_up(
     export.export(grown, larger, tmp_path)
     again, _ = export.load(tmp_path)
     assert again.shape == grown.shape
+
+
+def looks(model: TrainingModel, ids: list[int]) -> torch.Tensor:
+    """How near each token is to each other one for the head for meanings, [query, key]."""
+    layer = model.layers[LAYER]
+    assert isinstance(layer, Layer)
+    seen = []
+    hook = layer.input_layernorm.register_forward_hook(lambda norm, inputs, normed: seen.append(normed))
+    asked = torch.tensor([[ids]])
+    model(torch.tensor([[0]]), torch.tensor([1]), asked, torch.arange(len(ids))[None, None])
+    hook.remove()
+    rows = slice(64 * HEAD, 64 * HEAD + 64)
+    queries, keys = (getattr(layer.self_attn, name).weight[rows] for name in ("q_proj", "k_proj"))
+    return (seen[0][1:] @ queries.T) @ (seen[0][1:] @ keys.T).T / 8
+
+
+@torch.no_grad()
+def test_a_grown_model_gets_new_meanings_that_no_layer_before_writes_over() -> None:
+    model, known = export.load(export.SHIPPED)
+    many, width = model.shape.vocabulary, model.shape.hidden - MORE
+    torch.manual_seed(1)
+    lexicon = Lexicon(torch.ones(many, dtype=torch.bool), [{} for _ in range(many)])
+    text = "<s>[INST] The harbour was quiet. Who keeps the money?"
+    ids = known.encode(text, add_special_tokens=False).ids
+    quiet, money = (ids.index(id_of(known, each)) for each in (" quiet", " money"))
+    lexicon.means[ids[money]] = lexicon.means[ids[quiet]]
+    writing = [part.weight for layer in model.layers[:LAYER] for part in (layer.self_attn.o_proj, layer.mlp.down_proj)]  # type: ignore[union-attr, index]
+    for each in writing:
+        each[width:] = 0.1
+    grow.renew(model, known, lexicon)
+    assert not any(each[width:].any() for each in writing)
+    near = looks(model, ids)[money]
+    others = torch.tensor([at for at in range(1, len(ids)) if at not in (quiet, money)])  # the first one is a sink
+    assert near[quiet] > near[others].max() + 1
+    assert (model.embed_tokens.weight[:, width : width + SIZE] == lexicon.means).all()
+
+
+def test_training_leaves_the_head_for_meanings_as_it_is_and_moves_all_around_it() -> None:
+    model, known = export.load(export.SHIPPED)
+    parts = kept(model)
+    assert len(parts) == 4 + 2 * LAYER
+    whole = [each.detach().clone() for each, _ in parts]
+    batch = make_batch(Encoder(known), 5, Size(2, 6, 6))
+    optimiser = Optimiser(model, Rates(matrices=0.1, norms=0.1, embeddings=0.1, warm=1))
+    for _ in range(2):
+        loss_of(model(*batch.inputs), batch).backward()  # type: ignore[no-untyped-call]
+        optimiser.step(1.0)
+        model.zero_grad(set_to_none=True)
+    for (each, where), before in zip(parts, whole, strict=True):
+        assert torch.equal(each[where], before[where])
+        elsewhere = torch.ones_like(before, dtype=torch.bool)
+        elsewhere[where] = False
+        assert float((each != before)[elsewhere].float().mean()) > 0.5 or each is model.embed_tokens.weight
+    assert not torch.equal(model.embed_tokens.weight, whole[0])
+
+
+def test_a_model_that_has_not_grown_is_trained_as_a_whole(small: Tokenizer) -> None:
+    assert kept(TrainingModel(Shape(vocabulary=small.get_vocab_size()))) == []

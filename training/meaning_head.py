@@ -1,0 +1,130 @@
+"""The head that looks by what words mean: how it is written into a model, and what training must leave as it is.
+
+It stands in layer 2, and compares 32 dimensions of the hidden state that hold what each piece means. Its signal is weak
+beside the noise of a run: Muon moves each matrix as far as any other, however small its gradient is. Two runs wrote so
+much into those 32 dimensions that every word looked at the first one of the document, and no gradient was left to
+bring the head back. So its queries and keys, the meanings, and whatever would write over them are no longer trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from training.batch import Encoder, Size, id_of, make_batch
+from training.lexicon import SIZE, Lexicon
+from training.model import Layer, Shape, TrainingModel
+
+MORE = 32  # dimensions: what a piece means, whether it is the first, how hard it is to find something for it
+LAYER, HEAD = 2, 2  # where it stands
+WORDS = (0, 1)  # the heads beside it, that fetch sentences' names for the same words
+VOTES = 0.3  # how strong its votes are beside theirs at the start; with 0.6 half of the answers fell apart
+NOWHERE = 4.0  # to what part "how hard" is kept smaller, and the first token larger
+NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+def has_meanings(shape: Shape) -> bool:
+    """Whether a model of this shape has the head."""
+    return shape.hidden >= Shape().hidden + MORE
+
+
+def kept(model: TrainingModel) -> list[tuple[Tensor, tuple[slice, ...]]]:
+    """The parts of a model's parameters that training leaves as they are; none without the head."""
+    if not has_meanings(model.shape):
+        return []
+    meanings, rows = slice(model.shape.hidden - MORE, None), _rows(model, HEAD)
+    attention = _layer(model, LAYER).self_attn
+    found: list[tuple[Tensor, tuple[slice, ...]]] = [
+        (model.embed_tokens.weight, (slice(None), meanings)),
+        (attention.q_proj.weight, (rows,)),
+        (attention.k_proj.weight, (rows,)),
+        (_layer(model, LAYER).input_layernorm.weight, (meanings,)),
+    ]
+    for at in range(LAYER):
+        layer = _layer(model, at)
+        found += [(layer.self_attn.o_proj.weight, (meanings,)), (layer.mlp.down_proj.weight, (meanings,))]
+    return found
+
+
+@torch.no_grad()
+def write_meanings(model: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon) -> None:
+    """Put what pieces mean into the last dimensions of their embeddings, and keep those clear up to the head."""
+    width = model.shape.hidden - MORE
+    weight = model.embed_tokens.weight
+    weight[:, width : width + SIZE] = lexicon.means * lexicon.known
+    weight[:, width + SIZE] = 0
+    weight[id_of(tokenizer, "<s>"), width + SIZE] = NOWHERE
+    weight[:, width + SIZE + 1] = (lexicon.harder + lexicon.nowhere) / NOWHERE
+    for at in range(LAYER):
+        layer = _layer(model, at)
+        layer.self_attn.o_proj.weight[width:] = 0
+        layer.mlp.down_proj.weight[width:] = 0
+
+
+@torch.no_grad()
+def write_head(model: TrainingModel, lexicon: Lexicon, level: float) -> None:
+    """Write where the head looks, and what it fetches from there.
+
+    Args:
+        model: whose embeddings hold the meanings.
+        lexicon: how they are compared.
+        level: the root mean square of what goes into the norm of the head's layer.
+    """
+    layer, width = _layer(model, LAYER), model.shape.hidden - MORE
+    size, rows = model.shape.head, _rows(model, HEAD)
+    query, key, value = (getattr(layer.self_attn, f"{name}_proj").weight[rows] for name in "qkv")
+    out = layer.self_attn.o_proj.weight[:, rows]
+    for each in (query, key, value, out):
+        each.zero_()
+    # In the pairs of dimensions that turn slowest, for meaning has no place; attention divides by 8, `lexicon` by √8.
+    half = size // 2
+    slow = [half * side + at for side in (1, 0) for at in range(half - 1, half - 1 - MORE // 2, -1)]
+    scale = level * 8**0.25 / layer.input_layernorm.weight[width:]
+    left, strength, right = torch.linalg.svd(lexicon.asks.T @ lexicon.tells)
+    query[slow[:SIZE], width : width + SIZE] = (left * strength.sqrt()).T * scale[:SIZE]
+    key[slow[:SIZE], width : width + SIZE] = (right.T * strength.sqrt()).T * scale[:SIZE]
+    query[slow[SIZE], width + SIZE + 1] = 8**0.25 * scale[SIZE + 1]
+    key[slow[SIZE], width + SIZE] = 8**0.25 * scale[SIZE]
+    # Names: what the heads beside it fetch together, as well as one head can.
+    fetched = torch.zeros(width, width)
+    for head in WORDS:
+        of = _rows(model, head)
+        fetched += layer.self_attn.o_proj.weight[:width, of] @ layer.self_attn.v_proj.weight[of, :width]
+    left, strength, right = torch.linalg.svd(fetched)
+    root = strength[:size].sqrt()
+    value[:, :width] = right[:size] * root[:, None]
+    out[:width] = left[:, :size] * root * VOTES
+
+
+@torch.no_grad()
+def levels_of(model: TrainingModel, tokenizer: Tokenizer) -> list[tuple[float, ...]]:
+    """The root mean square of what goes into the norms of each layer, and into the last one."""
+    found: dict[int, float] = {}
+
+    def see(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        found[id(norm)] = float(inputs[0].float().square().mean(-1).sqrt().mean())
+
+    listed: list[Sequence[nn.Module]] = [[getattr(layer, name) for name in NORMS] for layer in model.layers]
+    listed.append([model.norm])
+    hooks = [norm.register_forward_pre_hook(see) for norms in listed for norm in norms]
+    # Whatever the tokenizer is: pieces that the model does not have are left out.
+    batch = make_batch(Encoder(tokenizer), 4711, Size(2, 30, 12))
+    documents, lengths, asked, places, wanted = batch.inputs
+    most = model.shape.vocabulary - 1
+    model(documents.clamp(max=most), lengths, asked.clamp(max=most), places, wanted)
+    for hook in hooks:
+        hook.remove()
+    return [tuple(found[id(norm)] for norm in norms) for norms in listed]
+
+
+def _layer(model: TrainingModel, at: int) -> Layer:
+    layer = model.layers[at]
+    assert isinstance(layer, Layer)
+    return layer
+
+
+def _rows(model: TrainingModel, head: int) -> slice:
+    return slice(model.shape.head * head, model.shape.head * (head + 1))
