@@ -14,8 +14,10 @@ from torch import Tensor
 from training.data.document import REFUSED, Example, example
 
 PAD, END = "<pad>", "</s>"
+START = "\ue001"  # of a sentence, see `tokenizer`
 IGNORED = -100
 ROW = 160  # tokens of questions in a row, about
+VOTE = 1.5  # how much likelier a sentence is for each vote
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Batch:
         answers: [n] which answer each belongs to; ``count`` for padding.
         count: how many answers there are.
         refused: [count] whether the answer is that the document does not say.
+        sentences: [B, T, S], 1 where a token is in a sentence; the first is what stands before all.
+        askers: [m] places in the flattened ``asked`` of the tokens of questions whose answers are sentences, …
+        asking: [m] which of those questions each belongs to, …
+        found: [questions] and in which sentence its answer is.
     """
 
     documents: Tensor
@@ -50,6 +56,10 @@ class Batch:
     answers: Tensor
     count: int
     refused: Tensor
+    sentences: Tensor
+    askers: Tensor
+    asking: Tensor
+    found: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -58,9 +68,9 @@ class Batch:
         return replace(self, **moved)
 
     @property
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What the model is called with."""
-        return self.documents, self.lengths, self.asked, self.places, self.wanted
+        return self.documents, self.lengths, self.asked, self.places, self.wanted, self.sentences
 
     @property
     def tokens(self) -> int:
@@ -73,7 +83,8 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.pad, self.end = id_of(tokenizer, PAD), id_of(tokenizer, END)
+        self.pad, self.end, self.start = (id_of(tokenizer, each) for each in (PAD, END, START))
+        self.prompt = self.question("Question:")[:-1]  # what stands before the first word of a question
 
     def document(self, text: str) -> list[int]:
         """The prefix."""
@@ -129,6 +140,10 @@ def collate(encoder: Encoder, examples: Sequence[Example]) -> Batch:
     targets: list[int] = []
     answers: list[int] = []
     count = 0
+    numbers = [torch.tensor(ids).eq(encoder.start).cumsum(0) for ids in documents]
+    askers: list[int] = []
+    asking: list[int] = []
+    found: list[int] = []
     for at, each in enumerate(pairs):
         for (question, answer), ids, (row, start) in zip(each, known[at], rows[at], strict=True):
             asked[at, row, start : start + len(ids)] = torch.tensor(ids)
@@ -138,7 +153,17 @@ def collate(encoder: Encoder, examples: Sequence[Example]) -> Batch:
             targets += answer
             answers += [count] * len(answer)
             count += 1
+            before = len(encoder.prompt)
+            place = _place(documents[at], answer[:-1])
+            if place is not None and question[:before] == encoder.prompt:  # the words of a selection ask nothing
+                words = range(base + before, base + len(question) - 1)
+                askers += words
+                asking += [len(found)] * len(words)
+                found.append(int(numbers[at][place]))
     missing = -len(wanted) % 64
+    sentences = torch.zeros((len(pairs), longest, _up(1 + max(int(each[-1]) for each in numbers), 8)))
+    for at, number in enumerate(numbers):
+        sentences[at, torch.arange(len(number)), number] = 1
     return Batch(
         documents=torch.tensor([[*ids, *[encoder.pad] * (longest - len(ids))] for ids in documents]),
         lengths=torch.tensor([len(ids) for ids in documents]),
@@ -149,6 +174,10 @@ def collate(encoder: Encoder, examples: Sequence[Example]) -> Batch:
         answers=torch.tensor(answers + [count] * missing),
         count=count,
         refused=torch.tensor([question.refused for each in examples for question in each.questions]),
+        sentences=sentences,
+        askers=torch.tensor(askers, dtype=torch.long),
+        asking=torch.tensor(asking, dtype=torch.long),
+        found=torch.tensor(found, dtype=torch.long),
     )
 
 
@@ -170,11 +199,36 @@ def loss_of(logits: Tensor, batch: Batch) -> Tensor:
     return F.cross_entropy(logits.float(), batch.targets, ignore_index=IGNORED)
 
 
+def looking_loss(votes: Tensor, batch: Batch) -> Tensor:
+    """How unlikely the right sentences are by what the words of the questions look at, a number [1].
+
+    What is said of an answer's sentence by its first tokens alone tells a head little of where it should have looked.
+
+    Args:
+        votes: [B, K, L, S], see `TrainingModel.votes`.
+    """
+    many = votes.shape[-1]
+    counted = votes.new_zeros((len(batch.found), many)).index_add(
+        0, batch.asking, votes.reshape(-1, many)[batch.askers]
+    )
+    if not len(batch.found):
+        return counted.sum()
+    return F.cross_entropy(VOTE * counted[:, 1:], batch.found - 1)  # what stands before all is no sentence
+
+
 @torch.no_grad()
 def exact(logits: Tensor, batch: Batch) -> Tensor:
     """Which answers are right to the last token, [count], given what comes before each token."""
     wrong = (logits.argmax(-1) != batch.targets) & (batch.targets != IGNORED)
     return torch.zeros(batch.count + 1, device=wrong.device).index_add_(0, batch.answers, wrong.float())[:-1] == 0
+
+
+def _place(ids: list[int], wanted: list[int]) -> int | None:
+    """Where a run of tokens begins, if it is there."""
+    many = len(wanted)
+    return next(
+        (at for at in range(len(ids) - many + 1) if ids[at] == wanted[0] and ids[at : at + many] == wanted), None
+    )
 
 
 def _up(number: int, to: int) -> int:

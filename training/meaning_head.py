@@ -112,9 +112,8 @@ def levels_of(model: TrainingModel, tokenizer: Tokenizer) -> list[tuple[float, .
     hooks = [norm.register_forward_pre_hook(see) for norms in listed for norm in norms]
     # Whatever the tokenizer is: pieces that the model does not have are left out.
     batch = make_batch(Encoder(tokenizer), 4711, Size(2, 30, 12))
-    documents, lengths, asked, places, wanted = batch.inputs
     most = model.shape.vocabulary - 1
-    model(documents.clamp(max=most), lengths, asked.clamp(max=most), places, wanted)
+    model(batch.documents.clamp(max=most), batch.lengths, batch.asked.clamp(max=most), batch.places, batch.wanted)
     for hook in hooks:
         hook.remove()
     return [tuple(found[id(norm)] for norm in norms) for norms in listed]

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LOOKS = 2  # the layer whose heads find the words of a question in the document, see `initialise`
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -58,6 +60,7 @@ class Layout:
         documents, asked: the rotations of both.
         ended: [B, 1, 1, T], much below 0 where a document has ended and is only padded.
         apart: [B, 1, K, L, L], much below 0 where a key is of another question than its query, or comes later.
+        sentences: [B, T, S], 1 where a token is in a sentence; None: nobody wants to know who looks at which.
     """
 
     sizes: tuple[int, int, int, int]
@@ -65,6 +68,7 @@ class Layout:
     asked: Rotations
     ended: Tensor
     apart: Tensor
+    sentences: Tensor | None = None
 
 
 class Norm(nn.Module):
@@ -85,10 +89,15 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     """Documents attend to themselves; questions to their document and to themselves."""
 
-    def __init__(self, shape: Shape, last: bool) -> None:
+    votes: Tensor | None = (
+        None  # of the last pass: how much each token of the questions looks at each sentence, [B, K, L, S]
+    )
+
+    def __init__(self, shape: Shape, last: bool, looks: bool = False) -> None:
         super().__init__()
         self.shape = shape
         self.last = last
+        self.looks = looks
         wide = shape.heads * shape.head
         self.q_proj = nn.Linear(shape.hidden, wide, bias=False)
         self.k_proj = nn.Linear(shape.hidden, wide, bias=False)
@@ -123,6 +132,9 @@ class Attention(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # which would make float32 of it, the largest of all tensors
             weights = torch.cat([far.view(*near.shape[:-1], tokens), near], -1).softmax(-1).to(value.dtype)
         far, near = torch.split(weights, [tokens, length], -1)  # not two slices, whose gradients would be added up
+        if self.looks and layout.sentences is not None:
+            votes = far.flatten(2, 3) @ layout.sentences.to(far.dtype)[:, None]
+            self.votes = votes.float().sum(1).view(documents, questions, length, -1)
         seen = (far.flatten(2, 3) @ value).view(own_value.shape) + near @ own_value
         found.append(seen.permute(0, 2, 3, 1, 4).reshape(documents * questions * length, -1))
         mixed: Tensor = self.o_proj(torch.cat(found))
@@ -154,9 +166,9 @@ class Feed(nn.Module):
 class Layer(nn.Module):
     """One decoder layer. In the last, only the questions go on: of the documents their keys and values are enough."""
 
-    def __init__(self, shape: Shape, last: bool) -> None:
+    def __init__(self, shape: Shape, last: bool, looks: bool = False) -> None:
         super().__init__()
-        self.self_attn = Attention(shape, last)
+        self.self_attn = Attention(shape, last, looks)
         self.mlp = Feed(shape)
         self.input_layernorm = Norm(shape)
         self.post_attention_layernorm = Norm(shape)
@@ -176,11 +188,17 @@ class TrainingModel(nn.Module):
         super().__init__()
         self.shape = shape
         self.embed_tokens = nn.Embedding(shape.vocabulary, shape.hidden)
-        self.layers = nn.ModuleList(Layer(shape, at == shape.layers - 1) for at in range(shape.layers))
+        self.layers = nn.ModuleList(Layer(shape, at == shape.layers - 1, at == LOOKS) for at in range(shape.layers))
         self.norm = Norm(shape)
 
     def forward(
-        self, documents: Tensor, lengths: Tensor, asked: Tensor, places: Tensor, wanted: Tensor | None = None
+        self,
+        documents: Tensor,
+        lengths: Tensor,
+        asked: Tensor,
+        places: Tensor,
+        wanted: Tensor | None = None,
+        sentences: Tensor | None = None,
     ) -> Tensor:
         """The logits of what comes next.
 
@@ -190,6 +208,7 @@ class TrainingModel(nn.Module):
             asked: [B, K, L] ids: rows of questions, each with what is known of its answer, one behind the other.
             places: [B, K, L], counted from the start of each question; a 0 is where another one starts.
             wanted: [n] places in the flattened ``asked``; None: all.
+            sentences: [B, T, S], 1 where a token is in a sentence; `votes` then knows which were looked at.
 
         Returns:
             [n, vocabulary], or [B · K · L, vocabulary].
@@ -204,6 +223,7 @@ class TrainingModel(nn.Module):
             Rotations.of(lengths[:, None, None] + places, self.shape),
             _barred(at >= lengths[:, None])[:, None, None],
             _barred((owner[..., None] != owner[..., None, :]) | (on > on[:, None]))[:, None],
+            sentences,
         )
         x = self.embed_tokens(torch.cat([documents.flatten(), asked.flatten()]))
         for layer in self.layers:
@@ -211,6 +231,15 @@ class TrainingModel(nn.Module):
         if wanted is not None:
             x = x[wanted]
         return F.linear(self.norm(x), self.embed_tokens.weight)
+
+    @property
+    def votes(self) -> Tensor:
+        """How much each token of the last pass's questions looked at each sentence, all heads added, [B, K, L, S]."""
+        layer = self.layers[LOOKS]
+        assert isinstance(layer, Layer)
+        votes = layer.self_attn.votes
+        assert votes is not None
+        return votes
 
 
 def _barred(where: Tensor) -> Tensor:

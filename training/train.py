@@ -17,7 +17,7 @@ import torch
 import torch.distributed as beside
 from tokenizers import Tokenizer
 
-from training.batch import Batch, Encoder, Size, exact, loss_of, make_batch
+from training.batch import Batch, Encoder, Size, exact, looking_loss, loss_of, make_batch
 from training.curriculum import Curriculum
 from training.device import device, halves
 from training.model import TrainingModel
@@ -42,6 +42,7 @@ class Plan:
         frozen: so many of the first layers, and the embeddings, stay as they are: a step takes half the time, and what
             looks up is not forgotten while the rest learns something new; 0: all is trained.
         average: how much of the average of weights each step keeps; 0: the last weights are the result.
+        looking: how much it counts at which sentences the words of a question look.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Plan:
     every: float = 5
     frozen: int = 0
     average: float = 0.0
+    looking: float = 0.04
     rates: Rates = field(default_factory=Rates)
     curriculum: Curriculum = field(default_factory=Curriculum)
 
@@ -77,7 +79,7 @@ class Run:
             beside.init_process_group("gloo")
             self.rank, self.together = beside.get_rank(), beside.get_world_size()
         self._stopped = False
-        self._shown = {"loss": 0.0, "exact": 0.0, "refused": 0.0}
+        self._shown = {"loss": 0.0, "looking": 0.0, "exact": 0.0, "refused": 0.0}
         self._seen = dict.fromkeys(self._shown, 0)
         plan.folder.mkdir(parents=True, exist_ok=True)
 
@@ -148,7 +150,8 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=halves(self.device)):
             logits = self.model(*batch.inputs)
         loss = loss_of(logits, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        looking = looking_loss(self.model.votes, batch)
+        (loss + self.plan.looking * looking).backward()  # type: ignore[no-untyped-call]
         self._share()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step(factor)
@@ -162,6 +165,7 @@ class Run:
         if self.device.type == "cpu" or self.step % EVERY == 0:  # elsewhere, looking means waiting
             right = exact(logits, batch)
             self._show("loss", loss.item())
+            self._show("looking", looking.item())
             self._show("exact", right[~batch.refused].float().mean().item())
             self._show("refused", right[batch.refused].float().mean().item())
 

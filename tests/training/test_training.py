@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from cag_daemon.engine.model import load_model
 from cag_daemon.engine.prompt import PromptTemplate
 from training import export
-from training.batch import IGNORED, Encoder, Size, collate, exact, loss_of, make_batch, packed
+from training.batch import IGNORED, Encoder, Size, collate, exact, looking_loss, loss_of, make_batch, packed
 from training.curriculum import Curriculum
 from training.data.document import Example, example
 from training.initialise import initialise
@@ -90,6 +90,46 @@ def test_questions_in_a_batch_do_not_see_each_other(model: TrainingModel, tokeni
     with torch.no_grad():
         one = torch.cat([model(*batch.inputs)[batch.targets != IGNORED] for batch in alone])
         torch.testing.assert_close(model(*together.inputs)[together.targets != IGNORED], one, atol=2e-3, rtol=1e-3)
+
+
+def test_a_batch_knows_which_words_ask_and_in_which_sentence_the_answer_is(tokenizer: Tokenizer) -> None:
+    encoder = Encoder(tokenizer)
+    made = example(31, 9, 8)
+    batch = collate(encoder, [made])
+    ids = encoder.document(made.text)
+    asked = [each for each in made.questions if not each.text.startswith("Selected")]
+    found = [each for each in asked if not each.refused]
+    assert len(batch.found) == len(found) > 3
+    for number, (question, sentence) in enumerate(zip(found, batch.found.tolist(), strict=True)):
+        told = batch.sentences[0, :, sentence].nonzero().flatten().tolist()
+        assert tokenizer.decode([ids[at] for at in told]).strip().startswith(question.answer.partition("\n")[0][:12])
+        words = batch.asked.flatten()[batch.askers[batch.asking == number]].tolist()
+        assert tokenizer.decode(words).strip() == question.text.removeprefix("Question: ")
+
+
+def test_looking_at_the_right_sentence_is_likely_and_a_step_makes_it_likelier(
+    model: TrainingModel, tokenizer: Tokenizer
+) -> None:
+    batch = make_batch(Encoder(tokenizer), 3, Size(2, 6, 6))
+    model(*batch.inputs)
+    votes = model.votes.detach()
+    assert votes.shape == (*batch.asked.shape, batch.sentences.shape[-1])
+    assert float(votes.max()) <= model.shape.heads + 1e-4
+    nowhere = torch.zeros_like(votes)
+    right = nowhere.clone().view(-1, votes.shape[-1])
+    right[batch.askers, batch.found[batch.asking]] = 4.0
+    assert looking_loss(nowhere, batch).item() == pytest.approx(torch.tensor(votes.shape[-1] - 1.0).log().item())
+    assert looking_loss(right.view_as(votes), batch).item() < 1e-3
+    optimiser = Optimiser(model, Rates(warm=1))
+    losses = []
+    for _ in range(4):
+        logits = model(*batch.inputs)
+        loss = looking_loss(model.votes, batch)
+        (loss + 0.01 * loss_of(logits, batch)).backward()
+        optimiser.step(1.0)
+        model.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_packing_leaves_no_piece_out_and_lays_none_over_another() -> None:
