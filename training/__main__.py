@@ -38,6 +38,7 @@ def main() -> None:
         workers=options.workers,
         frozen=options.frozen,
         average=options.average,
+        looking=options.looking,
         rates=Rates(options.matrices, options.norms, options.embeddings, decay=options.decay),
         curriculum=replace(
             Curriculum(),
@@ -81,6 +82,7 @@ def _options() -> argparse.Namespace:
     add("--decay", type=float, default=0.6, help="part of the run in which the rates fall to almost 0 (default: 0.6)")
     add("--frozen", type=int, default=0, help="so many first layers, and the embeddings, stay as they are (default: 0)")
     add("--average", type=float, default=0.0, help="keep so much of an average of weights at each step (default: 0)")
+    add("--looking", type=float, default=0.04, help="how much it counts where a question's words look (default: 0.04)")
     return reader.parse_args()
 
 
