@@ -34,16 +34,17 @@ class Matrix:
     outputs: Any
 
 
-def layer_module(*, dot: bool, layers: str = PLAIN, head: str = PLAIN) -> ir.Module:
+def layer_module(*, dot: bool, tiles: bool = False, layers: str = PLAIN, head: str = PLAIN) -> ir.Module:
     """The module with the function ``layer``, whose argument is the address of a `Call`.
 
     Args:
         dot: the processor multiplies and adds pairs of bfloat16 by itself, and does it quickly.
+        tiles: it has tiles, see `tiles`.
         layers: what the matrices of layers are: `PLAIN`, or a kind of `few_bits.WRITE`.
         head: what the output layer is.
     """
     module = ir.Module("layer")
-    products = {PLAIN: write_product(module, dot=dot)}
+    products = {PLAIN: write_product(module, dot=dot, tiles=tiles)}
     products |= {kind: WRITE[kind](module, dot=dot) for kind in {layers, head} - {PLAIN}}
     of_caches = write_span(module, products[PLAIN]), write_whole(module)
     _Layer(module, products, (layers, head), _norm(module), *of_caches).all()

@@ -205,10 +205,11 @@ def _machine(layers: str = PLAIN, head: str = PLAIN) -> tuple[Compiled, Threads]
     """The code for weights of such kinds, made once for all models, and who runs it."""
     from cag_daemon.engine.compiling import NEEDED, Compiled, Threads, features, multiplies_pairs
     from cag_daemon.engine.layer_code import layer_module
+    from cag_daemon.engine.tiles import has_tiles
 
     if not features() >= NEEDED:
         raise Unknown("this processor has no AVX-512.")
-    return Compiled(layer_module(dot=multiplies_pairs(), layers=layers, head=head)), Threads()
+    return Compiled(layer_module(dot=multiplies_pairs(), tiles=has_tiles(), layers=layers, head=head)), Threads()
 
 
 def _blocks(linear: Any) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from tests.engine.few import (
     IDS,
     SHAPE,
     assert_rows_have_the_bits_of_rows_one_by_one,
+    here,
     mistral,
     near,
     only_here,
@@ -52,8 +53,17 @@ def shared_mistral() -> Any:
 # ── products ────────────────────────────────────────────────────────────────────────────────
 
 
+def products() -> list[tuple[bool, bool]]:
+    """By pairs, and by tiles, as far as they are here."""
+    if not here():
+        return [(False, False)]
+    from cag_daemon.engine.tiles import has_tiles
+
+    return [*((dot, False) for dot in ways()), *([(False, True)] if has_tiles() else [])]
+
+
 @functools.cache
-def product_alone(dot: bool) -> tuple[Any, int, Any]:
+def product_alone(dot: bool, tiles: bool) -> tuple[Any, int, Any]:
     """The product as a function of its own, given [counters, weight, x, bytes of a row, sums, rows, pairs, blocks]."""
     from llvmlite import ir
 
@@ -62,7 +72,7 @@ def product_alone(dot: bool) -> tuple[Any, int, Any]:
     from cag_daemon.engine.machine_code import Code
 
     module = ir.Module("product")
-    product = write_product(module, dot=dot)
+    product = write_product(module, dot=dot, tiles=tiles)
     code = Code(module, "run", 1, inside=False)
     counters, weight, x, x_row, sums, rows, pairs, blocks = (code.number(code.arguments[0], at) for at in range(8))
     with code.pieces(counters, 0, blocks) as block:
@@ -73,49 +83,49 @@ def product_alone(dot: bool) -> tuple[Any, int, Any]:
     return compiled, compiled.address("run"), Threads()
 
 
-def multiplied(x: torch.Tensor, layer: PackedLinear, dot: bool) -> torch.Tensor:
+def multiplied(x: torch.Tensor, layer: PackedLinear, way: tuple[bool, bool]) -> torch.Tensor:
     """x [rows, in] times a packed weight, in float32."""
     (rows, inputs), blocks = x.shape, -(-layer.out_features // 64)
     counters, sums = torch.zeros(64, dtype=torch.int64), torch.full((blocks, 16, 256), torch.nan)
     x = x.contiguous()
     assert layer.blocks_at is not None
     tensors = [counters.data_ptr(), layer.blocks_at, x.data_ptr(), 2 * inputs, sums.data_ptr()]
-    _, address, runner = product_alone(dot)
+    _, address, runner = product_alone(*way)
     call = (ctypes.c_int64 * 8)(*tensors, rows, inputs // 2, blocks)
     runner.run(address, ctypes.addressof(call))
     return sums[:, :rows, :64].transpose(0, 1).reshape(rows, -1)[:, : layer.out_features]
 
 
 @only_here
-@pytest.mark.parametrize("dot", ways())
+@pytest.mark.parametrize("way", products())
 @settings(ENGINE)
 @given(st.integers(1, 16), st.integers(1, 12), st.integers(1, 300), st.integers(0, 99))
 def test_a_product_is_the_exact_one_within_the_error_of_float32(
-    dot: bool, rows: int, inputs: int, outputs: int, seed: int
+    way: tuple[bool, bool], rows: int, inputs: int, outputs: int, seed: int
 ) -> None:
     random = torch.Generator().manual_seed(seed)
     weight = torch.randn((outputs, 32 * inputs), generator=random).bfloat16()
     x = torch.randn((rows, 32 * inputs), generator=random).bfloat16()
     exact = x.double() @ weight.double().T
     most = x.double().abs() @ weight.double().abs().T  # what rounding is relative to
-    assert bool(((multiplied(x, PackedLinear(weight), dot) - exact).abs() <= 1e-5 * most).all())
+    assert bool(((multiplied(x, PackedLinear(weight), way) - exact).abs() <= 1e-5 * most).all())
 
 
 @only_here
-@pytest.mark.parametrize("dot", ways())
+@pytest.mark.parametrize("way", products())
 @settings(ENGINE)
 @given(st.integers(1, 16), st.integers(1, 3), st.sampled_from([(64, 32), (320, 1216), (200, 4864)]))
 def test_the_bits_of_a_row_are_the_same_among_however_many_rows_and_threads(
-    dot: bool, rows: int, many: int, shape: tuple[int, int]
+    way: tuple[bool, bool], rows: int, many: int, shape: tuple[int, int]
 ) -> None:
     random = torch.Generator().manual_seed(rows)
     layer = PackedLinear(torch.randn(shape, generator=random).bfloat16())
     x = torch.randn((16, shape[1]), generator=random).bfloat16()
     with threads(2):
-        wanted = multiplied(x, layer, dot)
+        wanted = multiplied(x, layer, way)
     with threads(many):
         first = random.initial_seed() % (17 - rows)
-        assert torch.equal(multiplied(x[first : first + rows], layer, dot), wanted[first : first + rows])
+        assert torch.equal(multiplied(x[first : first + rows], layer, way), wanted[first : first + rows])
 
 
 @pytest.mark.parametrize("what", ["in another order", "of another size", "nowhere", "unknown"])
