@@ -65,6 +65,7 @@ Two worlds and a pipe between them; a room imports only from lower floors, the g
       layer_call      what that is called with
       attention_code  attention of few rows, as machine code
       few_rows        products of few rows with packed weights, as machine code
+      tiles           the same by Intel's tiles, where sixteen rows cost what one does
       few_bits        the same with weights of 8 and 4 bits
       widening        products of many rows with such weights, widened some outputs at a time
       widening_code   the machine code for that
