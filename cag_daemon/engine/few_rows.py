@@ -15,7 +15,6 @@ from typing import Any
 from llvmlite import ir
 
 from cag_daemon.engine.machine_code import F32, FLOATS, I32, I64, INTS, LANES, LINE, PAIRS, Code
-from cag_daemon.engine.tiles import STEP, write_by_tiles
 
 BLOCK = 64  # outputs
 VECTORS = BLOCK // LANES
@@ -28,7 +27,7 @@ SUMS = 4 * MOST_OUTPUTS  # bytes of a row of sums
 PER_PAIR = 4 * BLOCK  # bytes of weights
 
 
-def write_product(module: ir.Module, *, dot: bool, tiles: bool = False) -> ir.Function:
+def write_product(module: ir.Module, *, dot: bool) -> ir.Function:
     """Write ``product(weight, x, x_row, sums, rows, pairs)``: one block's outputs of some rows.
 
     Its arguments are the addresses of a block, of inputs in bfloat16 whose rows are ``x_row`` bytes apart, and of the
@@ -36,20 +35,11 @@ def write_product(module: ir.Module, *, dot: bool, tiles: bool = False) -> ir.Fu
 
     Args:
         dot: the processor multiplies and adds pairs of bfloat16 by itself.
-        tiles: it has tiles for that, too; they are used for so many inputs that they are filled.
     """
-    by_tiles = write_by_tiles(module, "product_by_tiles", SUMS) if tiles else None
-    groups = [_tile(module, rows, dot) for rows in range(1, GROUP + 1)]
+    tiles = [_tile(module, rows, dot) for rows in range(1, GROUP + 1)]
     code = Code(module, "product", 6)
     weight, x, x_row, sums, rows, pairs = code.arguments
     b = code.b
-    if by_tiles is not None:
-        filled, otherwise = b.append_basic_block(), b.append_basic_block()
-        b.cbranch(b.icmp_signed("==", b.and_(pairs, I64(STEP - 1)), I64(0)), filled, otherwise)
-        b.position_at_end(filled)
-        b.call(by_tiles, code.arguments)
-        b.ret_void()
-        b.position_at_end(otherwise)
     with code.loop(0, rows) as row:
         for vector in range(VECTORS):
             code.store(FLOATS([0.0] * LANES), code.sum(sums, code.times(row, SUMS), vector * LINE))
@@ -70,7 +60,7 @@ def write_product(module: ir.Module, *, dot: bool, tiles: bool = False) -> ir.Fu
                 code.times(b.and_(row, I64(GROUP)), 2 * LINE // GROUP),
             ]
 
-        in_groups_of_rows(code, rows, groups, where)
+        in_groups_of_rows(code, rows, tiles, where)
     return code.done()
 
 

@@ -18,6 +18,7 @@ from cag_daemon.engine.few_bits import BLOCKS, SCALES, WRITE
 from cag_daemon.engine.few_rows import BLOCK, MOST_ROWS, PER_PAIR, SUMS, write_product
 from cag_daemon.engine.layer_call import MATRICES, PLAIN, Call, Weights
 from cag_daemon.engine.machine_code import F32, FLOATS, I32, I64, LANES, LINE, Code, exponential
+from cag_daemon.engine.tiles import write_tiled_product
 
 HALF = 2  # bytes of a bfloat16
 VECTOR = LANES * HALF  # bytes
@@ -39,12 +40,12 @@ def layer_module(*, dot: bool, tiles: bool = False, layers: str = PLAIN, head: s
 
     Args:
         dot: the processor multiplies and adds pairs of bfloat16 by itself, and does it quickly.
-        tiles: it has tiles, see `tiles`.
+        tiles: it has tiles, too: what is in bfloat16 is multiplied by those.
         layers: what the matrices of layers are: `PLAIN`, or a kind of `few_bits.WRITE`.
         head: what the output layer is.
     """
     module = ir.Module("layer")
-    products = {PLAIN: write_product(module, dot=dot, tiles=tiles)}
+    products = {PLAIN: write_tiled_product(module) if tiles else write_product(module, dot=dot)}
     products |= {kind: WRITE[kind](module, dot=dot) for kind in {layers, head} - {PLAIN}}
     of_caches = write_span(module, products[PLAIN]), write_whole(module)
     _Layer(module, products, (layers, head), _norm(module), *of_caches).all()

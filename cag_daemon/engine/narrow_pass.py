@@ -49,6 +49,7 @@ class NarrowPass:
         from cag_daemon.engine.few_rows import MOST_ROWS
         from cag_daemon.engine.layer_code import COUNTERS, own_bytes, parts_bytes
         from cag_daemon.engine.machine_code import LINE
+        from cag_daemon.engine.tiles import has_tiles
 
         decoder, config = model.get_decoder(), model.config.get_text_config(decoder=True)
         attention = decoder.layers[0].self_attn
@@ -56,7 +57,8 @@ class NarrowPass:
         head, first = model.lm_head, attention.q_proj
         self._head = _where(head) if isinstance(head, PackedLinear | QuantizedLinear) else None
         self._kinds = getattr(first, "kind", PLAIN), getattr(head, "kind", PLAIN) if self._head else PLAIN
-        self._compiled, self._threads = _machine(*self._kinds)
+        self._compiled, self._threads = _machine(*self._kinds, tiles=has_tiles())
+        self._by = "tiles" if has_tiles() else "vectors"
         self._code = self._compiled.address("layer")
         self._head_size = attention.head_dim
         self._heads, self._shared = config.num_attention_heads, config.num_key_value_heads
@@ -98,7 +100,7 @@ class NarrowPass:
     @property
     def kind(self) -> str:
         """What of this decides which widths agree."""
-        return f"{NARROW} {VERSION} {self.most_rows} {self._compiled.by} {' '.join(self._kinds)}"
+        return f"{NARROW} {VERSION} {self.most_rows} {self._by} {self._compiled.by} {' '.join(self._kinds)}"
 
     def takes(self, module: Any, input_ids: torch.Tensor, cache: Any) -> bool:
         """Whether such a pass may be a narrow one; what is not in its place is for the plain pass to refuse."""
@@ -201,15 +203,14 @@ class NarrowPass:
 
 
 @functools.cache
-def _machine(layers: str = PLAIN, head: str = PLAIN) -> tuple[Compiled, Threads]:
+def _machine(layers: str = PLAIN, head: str = PLAIN, *, tiles: bool = False) -> tuple[Compiled, Threads]:
     """The code for weights of such kinds, made once for all models, and who runs it."""
     from cag_daemon.engine.compiling import NEEDED, Compiled, Threads, features, multiplies_pairs
     from cag_daemon.engine.layer_code import layer_module
-    from cag_daemon.engine.tiles import has_tiles
 
     if not features() >= NEEDED:
         raise Unknown("this processor has no AVX-512.")
-    return Compiled(layer_module(dot=multiplies_pairs(), tiles=has_tiles(), layers=layers, head=head)), Threads()
+    return Compiled(layer_module(dot=multiplies_pairs(), tiles=tiles, layers=layers, head=head)), Threads()
 
 
 def _blocks(linear: Any) -> tuple[int, int]:

@@ -53,26 +53,31 @@ def shared_mistral() -> Any:
 # ── products ────────────────────────────────────────────────────────────────────────────────
 
 
-def products() -> list[tuple[bool, bool]]:
-    """By pairs, and by tiles, as far as they are here."""
+def tiled() -> bool:
     if not here():
-        return [(False, False)]
+        return False
     from cag_daemon.engine.tiles import has_tiles
 
-    return [*((dot, False) for dot in ways()), *([(False, True)] if has_tiles() else [])]
+    return has_tiles()
+
+
+def products() -> list[str]:
+    """By which of the processor's instructions products are made, as far as it has them."""
+    return ["floats", *(["pairs"] if True in ways() else []), *(["tiles"] if tiled() else [])]
 
 
 @functools.cache
-def product_alone(dot: bool, tiles: bool) -> tuple[Any, int, Any]:
+def product_alone(way: str) -> tuple[Any, int, Any]:
     """The product as a function of its own, given [counters, weight, x, bytes of a row, sums, rows, pairs, blocks]."""
     from llvmlite import ir
 
     from cag_daemon.engine.compiling import Compiled, Threads
     from cag_daemon.engine.few_rows import PER_PAIR, write_product
     from cag_daemon.engine.machine_code import Code
+    from cag_daemon.engine.tiles import write_tiled_product
 
     module = ir.Module("product")
-    product = write_product(module, dot=dot, tiles=tiles)
+    product = write_tiled_product(module) if way == "tiles" else write_product(module, dot=way == "pairs")
     code = Code(module, "run", 1, inside=False)
     counters, weight, x, x_row, sums, rows, pairs, blocks = (code.number(code.arguments[0], at) for at in range(8))
     with code.pieces(counters, 0, blocks) as block:
@@ -83,14 +88,14 @@ def product_alone(dot: bool, tiles: bool) -> tuple[Any, int, Any]:
     return compiled, compiled.address("run"), Threads()
 
 
-def multiplied(x: torch.Tensor, layer: PackedLinear, way: tuple[bool, bool]) -> torch.Tensor:
+def multiplied(x: torch.Tensor, layer: PackedLinear, way: str) -> torch.Tensor:
     """x [rows, in] times a packed weight, in float32."""
     (rows, inputs), blocks = x.shape, -(-layer.out_features // 64)
     counters, sums = torch.zeros(64, dtype=torch.int64), torch.full((blocks, 16, 256), torch.nan)
     x = x.contiguous()
     assert layer.blocks_at is not None
     tensors = [counters.data_ptr(), layer.blocks_at, x.data_ptr(), 2 * inputs, sums.data_ptr()]
-    _, address, runner = product_alone(*way)
+    _, address, runner = product_alone(way)
     call = (ctypes.c_int64 * 8)(*tensors, rows, inputs // 2, blocks)
     runner.run(address, ctypes.addressof(call))
     return sums[:, :rows, :64].transpose(0, 1).reshape(rows, -1)[:, : layer.out_features]
@@ -101,7 +106,7 @@ def multiplied(x: torch.Tensor, layer: PackedLinear, way: tuple[bool, bool]) -> 
 @settings(ENGINE)
 @given(st.integers(1, 16), st.integers(1, 12), st.integers(1, 300), st.integers(0, 99))
 def test_a_product_is_the_exact_one_within_the_error_of_float32(
-    way: tuple[bool, bool], rows: int, inputs: int, outputs: int, seed: int
+    way: str, rows: int, inputs: int, outputs: int, seed: int
 ) -> None:
     random = torch.Generator().manual_seed(seed)
     weight = torch.randn((outputs, 32 * inputs), generator=random).bfloat16()
@@ -116,7 +121,7 @@ def test_a_product_is_the_exact_one_within_the_error_of_float32(
 @settings(ENGINE)
 @given(st.integers(1, 16), st.integers(1, 3), st.sampled_from([(64, 32), (320, 1216), (200, 4864)]))
 def test_the_bits_of_a_row_are_the_same_among_however_many_rows_and_threads(
-    way: tuple[bool, bool], rows: int, many: int, shape: tuple[int, int]
+    way: str, rows: int, many: int, shape: tuple[int, int]
 ) -> None:
     random = torch.Generator().manual_seed(rows)
     layer = PackedLinear(torch.randn(shape, generator=random).bfloat16())
@@ -394,6 +399,33 @@ def test_what_the_self_test_found_without_it_is_not_believed_with_it(tmp_path: A
     for each in (plain, ours, plain):
         self_test(each, str(tmp_path))
     assert len(list(tmp_path.rglob("result.json"))) == 2
+
+
+@pytest.mark.skipif(not tiled(), reason="there are no tiles on this machine")
+def test_what_was_found_with_tiles_is_not_believed_without_and_both_are_near_the_plain_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cag_daemon.engine import tiles
+
+    model, kinds = mistral(), []
+    for there in (True, False):
+        monkeypatch.setattr(tiles, "has_tiles", lambda there=there: there)
+        assert narrow.narrow(model)
+        kinds.append(getattr(model.get_decoder(), NARROW).kind)
+    assert kinds[0] != kinds[1]
+
+
+@pytest.mark.skipif(not here(), reason="there is no compiler here")
+@pytest.mark.parametrize("what", ["no tiles", "forbidden"])
+def test_without_tiles_or_leave_to_use_them_there_are_none(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cag_daemon.engine import tiles
+
+    if what == "forbidden":
+        monkeypatch.setattr(tiles, "features", lambda: {"amx-tile", "amx-bf16"})
+        monkeypatch.setattr(tiles, "TILE_DATA", 63)  # no such thing: the system says no
+    else:
+        monkeypatch.setattr(tiles, "features", lambda: {"amx-tile", "avx512f"})
+    assert not tiles.has_tiles.__wrapped__()
 
 
 @only_here
