@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training.data.document import REFUSED, Example, example
+from training.tokenizer import START
 
 PAD, END = "<pad>", "</s>"
-START = "\ue001"  # of a sentence, see `tokenizer`
 IGNORED = -100
 ROW = 160  # tokens of questions in a row, about
 VOTE = 1.5  # how much likelier a sentence is for each vote
@@ -41,7 +42,7 @@ class Batch:
         answers: [n] which answer each belongs to; ``count`` for padding.
         count: how many answers there are.
         refused: [count] whether the answer is that the document does not say.
-        sentences: [B, T, S], 1 where a token is in a sentence; the first is what stands before all.
+        sentences: [B, T, S], whether a token is in a sentence; the first is what stands before all.
         askers: [m] places in the flattened ``asked`` of the tokens of questions whose answers are sentences, …
         asking: [m] which of those questions each belongs to, …
         found: [questions] and in which sentence its answer is.
@@ -98,6 +99,17 @@ class Encoder:
         """The answer and the end; the mark that a sentence starts is left out, as ``[/INST]`` stands for it."""
         return [*self._ids(f" {text}")[1:], self.end]
 
+    def sentences(self, document: Sequence[int]) -> Tensor:
+        """Which sentence each token of a document is in, [tokens], from 1 on; 0 is before the first."""
+        return torch.tensor(document).eq(self.start).cumsum(0)
+
+    def place(self, document: Sequence[int], answer: Sequence[int]) -> int | None:
+        """Where in a document an answer begins; None: it isn't there. Of several sentences the first is looked for."""
+        wanted = list(takewhile(lambda each: each not in (self.start, self.end), answer))
+        many = len(wanted)
+        starts = (at for at in range(len(document) - many + 1) if many and document[at] == wanted[0])
+        return next((at for at in starts if document[at : at + many] == wanted), None)
+
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
@@ -140,7 +152,7 @@ def collate(encoder: Encoder, examples: Sequence[Example]) -> Batch:
     targets: list[int] = []
     answers: list[int] = []
     count = 0
-    numbers = [torch.tensor(ids).eq(encoder.start).cumsum(0) for ids in documents]
+    numbers = [encoder.sentences(ids) for ids in documents]
     askers: list[int] = []
     asking: list[int] = []
     found: list[int] = []
@@ -154,16 +166,17 @@ def collate(encoder: Encoder, examples: Sequence[Example]) -> Batch:
             answers += [count] * len(answer)
             count += 1
             before = len(encoder.prompt)
-            place = _place(documents[at], answer[:-1])
+            place = encoder.place(documents[at], answer)
             if place is not None and question[:before] == encoder.prompt:  # the words of a selection ask nothing
                 words = range(base + before, base + len(question) - 1)
                 askers += words
                 asking += [len(found)] * len(words)
                 found.append(int(numbers[at][place]))
     missing = -len(wanted) % 64
-    sentences = torch.zeros((len(pairs), longest, _up(1 + max(int(each[-1]) for each in numbers), 8)))
+    most_sentences = _up(1 + max(int(each[-1]) for each in numbers), 8)
+    sentences = torch.zeros((len(pairs), longest, most_sentences), dtype=torch.bool)
     for at, number in enumerate(numbers):
-        sentences[at, torch.arange(len(number)), number] = 1
+        sentences[at, torch.arange(len(number)), number] = True
     return Batch(
         documents=torch.tensor([[*ids, *[encoder.pad] * (longest - len(ids))] for ids in documents]),
         lengths=torch.tensor([len(ids) for ids in documents]),
@@ -221,14 +234,6 @@ def exact(logits: Tensor, batch: Batch) -> Tensor:
     """Which answers are right to the last token, [count], given what comes before each token."""
     wrong = (logits.argmax(-1) != batch.targets) & (batch.targets != IGNORED)
     return torch.zeros(batch.count + 1, device=wrong.device).index_add_(0, batch.answers, wrong.float())[:-1] == 0
-
-
-def _place(ids: list[int], wanted: list[int]) -> int | None:
-    """Where a run of tokens begins, if it is there."""
-    many = len(wanted)
-    return next(
-        (at for at in range(len(ids) - many + 1) if ids[at] == wanted[0] and ids[at : at + many] == wanted), None
-    )
 
 
 def _up(number: int, to: int) -> int:

@@ -21,8 +21,8 @@ from torch import Tensor
 from training.export import export, load
 from training.initialise import CODE
 from training.lexicon import Lexicon, learn
-from training.meaning_head import LAYER, MORE, NORMS, has_meanings, levels_of, write_head, write_meanings
-from training.model import Layer, TrainingModel
+from training.meaning_head import MORE, NORMS, has_meanings, levels_of, write_head, write_meanings
+from training.model import LOOKS, Layer, TrainingModel
 from training.tokenizer import renewed, with_words
 
 SEED = 4  # of new codes. Not the one that the first codes were drawn with: they would be the same ones
@@ -61,7 +61,7 @@ def grow(old: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon, seed: int =
             getattr(after, name).weight[:width] = norm * _kept(level, width, more)
             getattr(after, name).weight[width:] = norm.mean()
     new.norm.weight[:width] = old.norm.weight * _kept(levels[-1][0], width, more)
-    write_head(new, lexicon, math.sqrt((levels[LAYER][0] ** 2 * width + more) / (width + MORE)))
+    write_head(new, lexicon, math.sqrt((levels[LOOKS][0] ** 2 * width + more) / (width + MORE)))
     return new
 
 
@@ -69,7 +69,7 @@ def grow(old: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon, seed: int =
 def renew(model: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon) -> None:
     """Give a model that has grown the meanings of another lexicon, in place."""
     write_meanings(model, tokenizer, lexicon)
-    write_head(model, lexicon, levels_of(model, tokenizer)[LAYER][0])
+    write_head(model, lexicon, levels_of(model, tokenizer)[LOOKS][0])
 
 
 def _embed(weight: Tensor, old: Tensor, random: torch.Generator) -> None:

@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from training.batch import Encoder, id_of
+from training.batch import Encoder
 from training.data.document import example
 from training.meaning import relatives
-from training.tokenizer import START
 
 SIZE = 30  # numbers of a piece's meaning
 RANK = 32  # of what a query and a key are compared in
@@ -103,11 +102,11 @@ def learn(tokenizer: Tokenizer, seed: int = SEED, steps: int = STEPS, tell: Call
     """
     torch.manual_seed(seed)
     chance = random.Random(seed)
-    encoder, start = Encoder(tokenizer), id_of(tokenizer, START)
+    encoder = Encoder(tokenizer)
     vocabulary = tokenizer.get_vocab()
     akin = relatives(sorted(vocabulary, key=vocabulary.__getitem__))
     in_place = [[(other, how) for other, how in each.items() if how >= NEAR] for each in akin]
-    samples = [sampled(encoder, start, seed + at, SENTENCES[at % len(SENTENCES)]) for at in range(steps)]
+    samples = [sampled(encoder, seed + at, SENTENCES[at % len(SENTENCES)]) for at in range(steps)]
     count = torch.zeros(len(vocabulary))
     for each in samples:
         count[torch.unique(each.ids)] += 1
@@ -133,20 +132,17 @@ def learn(tokenizer: Tokenizer, seed: int = SEED, steps: int = STEPS, tell: Call
     return lexicon
 
 
-def sampled(encoder: Encoder, start: int, seed: int, sentences: int) -> Sample:
+def sampled(encoder: Encoder, seed: int, sentences: int) -> Sample:
     """The document of a seed, and those of its questions whose answers are found in it."""
     made = example(seed, sentences, 24)
     ids = encoder.document(made.text)
-    number = torch.tensor(ids).eq(start).cumsum(0)
-    head = encoder.question("Question:")[:-1]
+    number, head = encoder.sentences(ids), encoder.prompt
     questions = []
     for each in made.questions:
         asked = encoder.question(each.text)
         asked = asked[len(head) if asked[: len(head)] == head else 0 : -1]
-        answer = encoder.answer(each.answer)[:-1]
-        answer = answer[: answer.index(start)] if start in answer else answer  # some have several sentences in them
-        at = 0 if each.refused else next((n for n in _places(ids, answer)), -1)
-        if at >= 0:
+        at = 0 if each.refused else encoder.place(ids, encoder.answer(each.answer))
+        if at is not None:
             questions.append((asked, 0 if each.refused else int(number[at])))
     return Sample(torch.tensor(ids), number, questions)
 
@@ -160,11 +156,6 @@ def swapped(chance: random.Random, ids: Iterable[int], akin: Sequence[list[tuple
             each = chance.choices(others, how)[0]
         found.append(each)
     return found
-
-
-def _places(ids: list[int], wanted: list[int]) -> Iterable[int]:
-    many = len(wanted)
-    return (at for at in range(len(ids) - many + 1) if many and ids[at : at + many] == wanted)
 
 
 def _filled(rows: Sequence[list[int]]) -> Tensor:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from training.batch import Encoder, Size, id_of, make_batch
 from training.lexicon import SIZE, Lexicon
-from training.model import Layer, Shape, TrainingModel
+from training.model import LOOKS, Layer, Shape, TrainingModel
 
 MORE = 32  # dimensions: what a piece means, whether it is the first, how hard it is to find something for it
-LAYER, HEAD = 2, 2  # where it stands
+HEAD = 2  # of the layer that looks: where it stands
 WORDS = (0, 1)  # the heads beside it, that fetch sentences' names for the same words
 VOTES = 0.3  # how strong its votes are beside theirs at the start; with 0.6 half of the answers fell apart
 NOWHERE = 4.0  # to what part "how hard" is kept smaller, and the first token larger
@@ -36,14 +36,14 @@ def kept(model: TrainingModel) -> list[tuple[Tensor, tuple[slice, ...]]]:
     if not has_meanings(model.shape):
         return []
     meanings, rows = slice(model.shape.hidden - MORE, None), _rows(model, HEAD)
-    attention = _layer(model, LAYER).self_attn
+    attention = _layer(model, LOOKS).self_attn
     found: list[tuple[Tensor, tuple[slice, ...]]] = [
         (model.embed_tokens.weight, (slice(None), meanings)),
         (attention.q_proj.weight, (rows,)),
         (attention.k_proj.weight, (rows,)),
-        (_layer(model, LAYER).input_layernorm.weight, (meanings,)),
+        (_layer(model, LOOKS).input_layernorm.weight, (meanings,)),
     ]
-    for at in range(LAYER):
+    for at in range(LOOKS):
         layer = _layer(model, at)
         found += [(layer.self_attn.o_proj.weight, (meanings,)), (layer.mlp.down_proj.weight, (meanings,))]
     return found
@@ -58,7 +58,7 @@ def write_meanings(model: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon)
     weight[:, width + SIZE] = 0
     weight[id_of(tokenizer, "<s>"), width + SIZE] = NOWHERE
     weight[:, width + SIZE + 1] = (lexicon.harder + lexicon.nowhere) / NOWHERE
-    for at in range(LAYER):
+    for at in range(LOOKS):
         layer = _layer(model, at)
         layer.self_attn.o_proj.weight[width:] = 0
         layer.mlp.down_proj.weight[width:] = 0
@@ -73,7 +73,7 @@ def write_head(model: TrainingModel, lexicon: Lexicon, level: float) -> None:
         lexicon: how they are compared.
         level: the root mean square of what goes into the norm of the head's layer.
     """
-    layer, width = _layer(model, LAYER), model.shape.hidden - MORE
+    layer, width = _layer(model, LOOKS), model.shape.hidden - MORE
     size, rows = model.shape.head, _rows(model, HEAD)
     query, key, value = (getattr(layer.self_attn, f"{name}_proj").weight[rows] for name in "qkv")
     out = layer.self_attn.o_proj.weight[:, rows]

@@ -60,7 +60,7 @@ class Layout:
         documents, asked: the rotations of both.
         ended: [B, 1, 1, T], much below 0 where a document has ended and is only padded.
         apart: [B, 1, K, L, L], much below 0 where a key is of another question than its query, or comes later.
-        sentences: [B, T, S], 1 where a token is in a sentence; None: nobody wants to know who looks at which.
+        sentences: [B, T, S], whether a token is in a sentence; None: nobody wants to know who looks at which.
     """
 
     sizes: tuple[int, int, int, int]
@@ -89,9 +89,7 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     """Documents attend to themselves; questions to their document and to themselves."""
 
-    votes: Tensor | None = (
-        None  # of the last pass: how much each token of the questions looks at each sentence, [B, K, L, S]
-    )
+    votes: Tensor | None = None  # of the last pass, see `TrainingModel.votes`
 
     def __init__(self, shape: Shape, last: bool, looks: bool = False) -> None:
         super().__init__()
@@ -208,7 +206,7 @@ class TrainingModel(nn.Module):
             asked: [B, K, L] ids: rows of questions, each with what is known of its answer, one behind the other.
             places: [B, K, L], counted from the start of each question; a 0 is where another one starts.
             wanted: [n] places in the flattened ``asked``; None: all.
-            sentences: [B, T, S], 1 where a token is in a sentence; `votes` then knows which were looked at.
+            sentences: [B, T, S], whether a token is in a sentence; `votes` then knows which were looked at.
 
         Returns:
             [n, vocabulary], or [B · K · L, vocabulary].

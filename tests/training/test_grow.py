@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from training import export, grow, meaning, meaning_head, tokenizer
 from training.batch import IGNORED, Encoder, Size, id_of, loss_of, make_batch
 from training.lexicon import SIZE, Lexicon, Sample, sampled
-from training.meaning_head import HEAD, LAYER, MORE, kept
-from training.model import Layer, Shape, TrainingModel
+from training.meaning_head import HEAD, MORE, kept
+from training.model import LOOKS, Layer, Shape, TrainingModel
 from training.optimise import Optimiser, Rates
-from training.tokenizer import START, make_tokenizer, with_words
+from training.tokenizer import make_tokenizer, with_words
 
 TEXTS = ["She bought a boat. They sold it, and carried the wood home.", "Who wrote it? It was written in 1990."] * 3
 
@@ -133,14 +133,14 @@ def test_a_word_votes_for_the_sentence_of_one_that_means_the_same_and_else_for_i
 
 def test_answers_are_found_in_the_document_by_the_number_of_their_sentence() -> None:
     known = export.load(export.SHIPPED)[1]
-    encoder, start = Encoder(known), id_of(known, START)
+    encoder = Encoder(known)
     checked = 0
     for seed in range(5):
-        sample = sampled(encoder, start, seed, 12)
+        sample = sampled(encoder, seed, 12)
         for question, sentence in sample.questions:
             assert question
             if sentence:
-                assert int(sample.ids[sample.sentences == sentence][0]) == start
+                assert int(sample.ids[sample.sentences == sentence][0]) == encoder.start
                 checked += 1
     assert checked > 40
 
@@ -159,7 +159,7 @@ def test_a_grown_model_says_what_the_model_said_but_for_the_head_it_gave_up(
         lexicon.means.normal_(std=0.2)
         monkeypatch.setattr(meaning_head, "VOTES", 0.0)
         grown = grow.grow(old, larger, lexicon)
-        old.layers[LAYER].self_attn.o_proj.weight[:, 64 * HEAD : 64 * HEAD + 64] = 0  # type: ignore[union-attr, index]
+        old.layers[LOOKS].self_attn.o_proj.weight[:, 64 * HEAD : 64 * HEAD + 64] = 0  # type: ignore[union-attr, index]
         wanted, found = old(*batch.inputs), grown(*batch.inputs)
     assert grown.shape.hidden == old.shape.hidden + MORE
     assert SIZE + 2 == MORE
@@ -174,7 +174,7 @@ def test_a_grown_model_says_what_the_model_said_but_for_the_head_it_gave_up(
 
 def looks(model: TrainingModel, ids: list[int]) -> torch.Tensor:
     """How near each token is to each other one for the head for meanings, [query, key]."""
-    layer = model.layers[LAYER]
+    layer = model.layers[LOOKS]
     assert isinstance(layer, Layer)
     seen = []
     hook = layer.input_layernorm.register_forward_hook(lambda norm, inputs, normed: seen.append(normed))
@@ -196,7 +196,7 @@ def test_a_grown_model_gets_new_meanings_that_no_layer_before_writes_over() -> N
     ids = known.encode(text, add_special_tokens=False).ids
     quiet, money = (ids.index(id_of(known, each)) for each in (" quiet", " money"))
     lexicon.means[ids[money]] = lexicon.means[ids[quiet]]
-    writing = [part.weight for layer in model.layers[:LAYER] for part in (layer.self_attn.o_proj, layer.mlp.down_proj)]  # type: ignore[union-attr, index]
+    writing = [part.weight for layer in model.layers[:LOOKS] for part in (layer.self_attn.o_proj, layer.mlp.down_proj)]  # type: ignore[union-attr, index]
     for each in writing:
         each[width:] = 0.1
     grow.renew(model, known, lexicon)
@@ -210,7 +210,7 @@ def test_a_grown_model_gets_new_meanings_that_no_layer_before_writes_over() -> N
 def test_training_leaves_the_head_for_meanings_as_it_is_and_moves_all_around_it() -> None:
     model, known = export.load(export.SHIPPED)
     parts = kept(model)
-    assert len(parts) == 4 + 2 * LAYER
+    assert len(parts) == 4 + 2 * LOOKS
     whole = [each.detach().clone() for each, _ in parts]
     batch = make_batch(Encoder(known), 5, Size(2, 6, 6))
     optimiser = Optimiser(model, Rates(matrices=0.1, norms=0.1, embeddings=0.1, warm=1))

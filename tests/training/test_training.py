@@ -107,6 +107,16 @@ def test_a_batch_knows_which_words_ask_and_in_which_sentence_the_answer_is(token
         assert tokenizer.decode(words).strip() == question.text.removeprefix("Question: ")
 
 
+def test_an_answer_is_found_by_its_first_sentence(tokenizer: Tokenizer) -> None:
+    encoder = Encoder(tokenizer)
+    ids = encoder.document("Ames bought the mill. It stands in Odense. The wheel was mended.")
+    for answer, sentence in (("It stands in Odense.", 2), ("It stands in Odense. Nobody knows why.", 2)):
+        place = encoder.place(ids, encoder.answer(answer))
+        assert place is not None
+        assert int(encoder.sentences(ids)[place]) == sentence
+    assert encoder.place(ids, encoder.answer("It stands in Aarhus.")) is None
+
+
 def test_looking_at_the_right_sentence_is_likely_and_a_step_makes_it_likelier(
     model: TrainingModel, tokenizer: Tokenizer
 ) -> None:
@@ -184,6 +194,23 @@ def test_a_run_goes_on_where_it_was(tokenizer: Tokenizer, model: TrainingModel, 
         assert torch.equal(value, trained.state_dict()[name])
     log = (tmp_path / "log.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["what"] for line in log] == ["plan", "held out", "held out"]
+
+
+def test_where_the_words_of_a_question_look_counts_in_a_run_as_much_as_the_plan_says(
+    tokenizer: Tokenizer, model: TrainingModel, tmp_path: Path
+) -> None:
+    begun = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = make_batch(Encoder(tokenizer), 3, Size(2, 6, 6))
+    found = []
+    for looking in (0.0, 100.0):
+        model.load_state_dict(begun)
+        run = Run(Plan(tmp_path, minutes=1, looking=looking), model, tokenizer)
+        for _ in range(6):
+            run._one(batch)
+        with torch.no_grad():
+            model(*batch.inputs)
+            found.append(looking_loss(model.votes, batch).item())
+    assert found[1] < 0.97 * found[0]
 
 
 def test_what_is_frozen_stays_and_the_rest_learns(tokenizer: Tokenizer, model: TrainingModel, tmp_path: Path) -> None:
