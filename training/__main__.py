@@ -12,9 +12,10 @@ import torch
 from training.curriculum import Curriculum
 from training.export import export, load, ship
 from training.initialise import initialise
+from training.lexicon import learn
 from training.model import Shape, TrainingModel
 from training.optimise import Rates
-from training.tokenizer import corpus, make_tokenizer, renewed
+from training.tokenizer import corpus, make_tokenizer, renewed, with_words
 from training.train import Plan, Run
 
 
@@ -25,25 +26,24 @@ def main() -> None:
         model, tokenizer = load(options.folder)
         tokenizer = renewed(tokenizer)
     else:
-        tokenizer = make_tokenizer(corpus())
+        tokenizer = with_words(make_tokenizer(corpus()))
         model = TrainingModel(Shape(vocabulary=tokenizer.get_vocab_size()))
         torch.manual_seed(options.seed)
-        initialise(model, tokenizer, options.seed)
-    first = 18 if options.folder else 4
+        initialise(model, tokenizer, learn(tokenizer), options.seed)
     plan = Plan(
         folder=options.run,
         minutes=options.minutes,
         seed=options.seed,
         threads=options.threads,
         workers=options.workers,
-        frozen=options.frozen,
+        frozen=options.frozen if options.frozen is not None else 0 if options.folder else 2,
         average=options.average,
         looking=options.looking,
         rates=Rates(options.matrices, options.norms, options.embeddings, decay=options.decay),
         curriculum=replace(
             Curriculum(),
             tokens=options.tokens,
-            first=options.first or first,
+            first=options.first,
             last=options.last,
             longest=options.longest,
         ),
@@ -73,16 +73,20 @@ def _options() -> argparse.Namespace:
     add("--threads", type=int, default=1, help="of the CPU (default: 1, the quickest on two busy cores)")
     add("--workers", type=int, default=0, help="processes that make data; for a GPU 12 or more (default: 0)")
     add("--tokens", type=int, default=2500, help="of a step, about; for a GPU 100000 (default: 2500)")
-    add("--first", type=int, default=0, help="sentences of a document at the start (default: 4, with --from 18)")
+    add("--first", type=int, default=18, help="sentences of a document at the start (default: 18)")
     add("--longest", type=int, default=140, help="sentences of the longest documents, a fifth of all (default: 140)")
     add("--last", type=int, default=45, help="and from half of the run on (default: 45); some have more, see --longest")
-    add("--matrices", type=float, default=0.005, help="rate of the layers' matrices, by Muon (default: 0.005)")
+    add("--matrices", type=float, default=0.002, help="rate of the layers' matrices, by Muon (default: 0.002)")
     add("--norms", type=float, default=1e-3, help="rate of the norms, by AdamW (default: 0.001)")
     add("--embeddings", type=float, default=2e-4, help="rate of the embeddings, by AdamW (default: 0.0002)")
     add("--decay", type=float, default=0.6, help="part of the run in which the rates fall to almost 0 (default: 0.6)")
-    add("--frozen", type=int, default=0, help="so many first layers, and the embeddings, stay as they are (default: 0)")
+    add(
+        "--frozen",
+        type=int,
+        help="so many first layers, and the embeddings, stay as they are (default: 2, with --from 0)",
+    )
     add("--average", type=float, default=0.0, help="keep so much of an average of weights at each step (default: 0)")
-    add("--looking", type=float, default=0.04, help="how much it counts where a question's words look (default: 0.04)")
+    add("--looking", type=float, default=0.04, help="how much it counts which sentences are looked at (default: 0.04)")
     return reader.parse_args()
 
 

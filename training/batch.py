@@ -46,6 +46,8 @@ class Batch:
         askers: [m] places in the flattened ``asked`` of the tokens of questions whose answers are sentences, …
         asking: [m] which of those questions each belongs to, …
         found: [questions] and in which sentence its answer is.
+        choosers: [k] places in the flattened ``asked`` where an answer begins that is a sentence or the refusal, …
+        chosen: [k] and which sentence it is; 0 for the refusal.
     """
 
     documents: Tensor
@@ -61,6 +63,8 @@ class Batch:
     askers: Tensor
     asking: Tensor
     found: Tensor
+    choosers: Tensor
+    chosen: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -156,8 +160,11 @@ def collate(encoder: Encoder, examples: Sequence[Example]) -> Batch:
     askers: list[int] = []
     asking: list[int] = []
     found: list[int] = []
+    choosers: list[int] = []
+    chosen: list[int] = []
     for at, each in enumerate(pairs):
-        for (question, answer), ids, (row, start) in zip(each, known[at], rows[at], strict=True):
+        no = [question.refused for question in examples[at].questions]
+        for (question, answer), ids, (row, start), refused in zip(each, known[at], rows[at], no, strict=True):
             asked[at, row, start : start + len(ids)] = torch.tensor(ids)
             places[at, row, start : start + len(ids)] = torch.arange(len(ids))
             base = (at * most + row) * length + start
@@ -166,7 +173,10 @@ def collate(encoder: Encoder, examples: Sequence[Example]) -> Batch:
             answers += [count] * len(answer)
             count += 1
             before = len(encoder.prompt)
-            place = encoder.place(documents[at], answer)
+            place = None if refused else encoder.place(documents[at], answer)
+            if refused or place is not None:
+                choosers.append(base + len(question) - 1)
+                chosen.append(0 if place is None else int(numbers[at][place]))
             if place is not None and question[:before] == encoder.prompt:  # the words of a selection ask nothing
                 words = range(base + before, base + len(question) - 1)
                 askers += words
@@ -191,6 +201,8 @@ def collate(encoder: Encoder, examples: Sequence[Example]) -> Batch:
         askers=torch.tensor(askers, dtype=torch.long),
         asking=torch.tensor(asking, dtype=torch.long),
         found=torch.tensor(found, dtype=torch.long),
+        choosers=torch.tensor(choosers, dtype=torch.long),
+        chosen=torch.tensor(chosen, dtype=torch.long),
     )
 
 
@@ -227,6 +239,18 @@ def looking_loss(votes: Tensor, batch: Batch) -> Tensor:
     if not len(batch.found):
         return counted.sum()
     return F.cross_entropy(VOTE * counted[:, 1:], batch.found - 1)  # what stands before all is no sentence
+
+
+def choosing_loss(choices: Tensor, batch: Batch) -> Tensor:
+    """How unlikely the right sentences are by what is chosen where answers begin, a number [1].
+
+    Args:
+        choices: [B, K, L, S], see `TrainingModel.choices`.
+    """
+    if not len(batch.chosen):
+        return choices.sum() * 0
+    taken = choices.reshape(-1, choices.shape[-1])[batch.choosers].gather(1, batch.chosen[:, None])
+    return -(taken + 1e-4).log().mean()
 
 
 @torch.no_grad()

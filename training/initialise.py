@@ -1,198 +1,274 @@
 """A start that can already look up and copy: circuits wired into the first weights, which training then refines.
 
-Random starts stayed at no exact answer at all for as long as was tried; this one has half of them right in a minute.
-The hidden state is cut into parts of its own: what a token is, what the tokens before it are, which sentence it is in,
-and which sentence is asked for.
+Random starts stayed at no exact answer at all for as long as was tried. The hidden state is cut into parts of its own,
+see `Parts`: what a token is, what stands before it, which sentence it is in, and which sentence is asked for.
 
-    layer 0   fetches the tokens 1, 2 and 3 places before
-    layer 1   looks at the latest mark of a sentence: the tokens before the mark are the sentence's name
-    layer 2   words of the question find the same words in the document, and fetch their sentences' names
+    layer 0   fetches the token before; and, into two bags, the rarer of the tokens around 4 and 10 places before, of
+              which the gated part makes a name: as long as any other, and like hardly any
+    layer 1   fetches that name from where the latest sentence starts; the token two places before; and whether
+              "Question:" stands before
+    layer 2   words of the question find the same words in the document, or words that answer to them by what they
+              mean, and fetch their sentences' names; where nothing is found, they look at the first token of all
     layer 3   adds up the names over the question
-    layers 4, 5   look for the current token inside the sentence of that name, and give the token behind it
+    layer 4   looks for the sentence whose name was fetched most, and fetches that name alone
+    layer 5   looks for the current token inside the sentence of that name, and gives the token behind it
+    layer 6   is free
+
+Names decide how good it is. A sentence is asked for by a sum of names, so two that have something in common, or one
+that is longer than others, are votes for what nobody asked for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training.batch import id_of
-from training.model import Attention, TrainingModel
-from training.tokenizer import START
+from training.batch import Encoder, id_of
+from training.lexicon import SIZE, Lexicon
+from training.meaning_head import MORE, NOWHERE, write_head, write_meanings
+from training.model import CHOOSES, LOOKS, TrainingModel
+from training.tokenizer import START, corpus
+from training.wiring import ALWAYS, NORMS, ON, Head, Wiring
 
-CODE = 80  # dimensions of a token's own code
-SHARPNESS = {"words": 2.0, "names": 3.0, "copy": 2.5, "late": 1.5, "fetched": 2.0}  # found by trying
-NOISE = 0.15  # what is left of the random weights in what writes
+COPIES = 5  # the layer that copies
+COUNTED = 4000  # texts in which it is counted how rare each token is
+FAINT = 0.05  # how strongly bags stand in the hidden state
+HATS, STEEP = 1.3, 4.0  # how narrow hats are, and how pointed, see `Start.names`
+NAMED, SUMMED, CHOSEN, COPIED = 0.8, 10.0, 8.0, 2.5  # how large names are, and what is made of them and of tokens
+# How much heads are drawn to where they should look, as logits.
+SAME, PAIR, HALF, SUM, CHOICE, BEGIN, NONE, COPY = 10.0, 16.0, 12.0, 14.0, 10.0, 8.0, 14.0, 10.0
+BEHIND = {0: 12.0, 1: 8.0} | dict.fromkeys(range(2, 9), 6.0)  # to the one place, by pairs of dimensions
+AROUND = ((4.5, 1.4, 3.0), (10, 0.4, 2.5))  # so many places before, more or less sharply
+LATEST = ((3, 5.0, 20), (4, 10.0, 40), (5, 15.0, 80), (6, 20.0, 150), (7, 20.0, 400), (8, 20.0, 1000))
 
 
-@dataclass(frozen=True)
 class Parts:
-    """Rows of the identity that read or write one part of the hidden state, [dimensions, hidden]."""
+    """Which dimensions of the hidden state hold what; the last ones hold meanings."""
 
-    token: tuple[Tensor, Tensor]  # what the token is, in two halves
-    before: tuple[Tensor, Tensor]  # and the one before it
-    earlier: tuple[Tensor, Tensor]  # those two and three places before
-    sentence: tuple[Tensor, Tensor]  # the name of the sentence it is in
-    asked: tuple[Tensor, Tensor]  # the name of the sentence that is asked for
-
-    @classmethod
-    def of(cls, hidden: int) -> Parts:
-        """For a hidden state of at least 320."""
-        rows = torch.eye(hidden)
-
-        def two(start: int, first: int, second: int) -> tuple[Tensor, Tensor]:
-            return rows[start : start + first], rows[start + first : start + first + second]
-
-        return cls(two(1, 40, 40), two(81, 40, 40), two(161, 32, 31), two(224, 24, 24), two(272, 24, 24))
-
-
-class Wiring:
-    """Writes circuits into a model's heads."""
-
-    def __init__(self, model: TrainingModel, seed: int) -> None:
-        shape = model.shape
-        if shape.hidden < 320 or shape.head != 64 or shape.heads != 4 or shape.layers < 5:
-            raise ValueError("The wired start is for hidden ≥ 320 and at least 5 layers of 4 heads of 64.")
-        self._model = model
-        self._random = torch.Generator().manual_seed(seed)
-        self._half = shape.head // 2
-        turns = 1.0 / (shape.theta ** (torch.arange(0, shape.head, 2).float() / shape.head))
-        self._turns = turns
-        # Pairs of dimensions that turn fast tell positions; the others are free of them, and for matching.
-        self._fast = int((turns > 3.5e-4).sum())
-        self._free = [*range(self._fast, self._half), *range(self._half + self._fast, shape.head)]
-
-    def randomise(self) -> None:
-        """Random weights, small where they write."""
-        for layer in self._model.layers:
-            for name, weight in layer.named_parameters():
-                if weight.ndim == 2:
-                    size = (
-                        NOISE if "o_proj" in name or "down" in name else 0.5 if name[10:].startswith(("q", "k")) else 1
-                    )
-                    weight.copy_(torch.randn(weight.shape, generator=self._random) * weight.shape[1] ** -0.5 * size)
-
-    def embed(self, start: int, begins: int, ends: int) -> Tensor:
-        """Random codes for all tokens; where the answer begins is almost a sentence's start, where it ends is half one.
-
-        Returns:
-            the code of a sentence's start, [hidden], of length 1.
-        """
-        weight = self._model.embed_tokens.weight
-        codes = torch.randn((len(weight), CODE), generator=self._random)
-        codes *= CODE**0.5 / codes.norm(dim=1, keepdim=True)
-        weight.zero_()
-        weight[:, 0] = 2.0  # always on: what heads use that look at places, not at tokens
-        weight[:, 1 : 1 + CODE] = codes
-        weight[begins, 1 : 1 + CODE] = 0.9 * codes[start] + 0.43 * codes[begins]
-        weight[ends, 1 : 1 + CODE] = 0.7 * codes[start] + 0.7 * codes[ends]
-        found = torch.zeros(weight.shape[1])
-        found[1 : 1 + CODE] = codes[start] / codes[start].norm()
-        return found
-
-    def carry(self, layer: int, head: int, read: Tensor, write: Tensor, strength: float) -> None:
-        """A head takes this part from where it looks, and adds it to that part."""
-        _, _, value, out = self._head(layer, head)
-        many = min(len(read), len(write))
-        value.mul_(0.3)
-        out.mul_(0.3)
-        value[:many] = read[:many]
-        out[:, :many] = write[:many].T * strength
-
-    def look_back(self, layer: int, head: int, places: int, gap: float = 4.0, level: float = 3.9) -> None:
-        """A head looks at the token so many places before."""
-        query, key = self._quiet(layer, head)
-        fast = self._turns[: self._fast]
-        size = math.sqrt(gap * 8 / float((1 - torch.cos(fast)).sum())) / level
-        query[: self._fast, 0] = size
-        key[: self._fast, 0] = size * torch.cos(fast * places)
-        key[self._half : self._half + self._fast, 0] = size * torch.sin(fast * places)
-
-    def look_late(self, layer: int, head: int, slow: float, fast: float, strength: float, level: float) -> None:
-        """A head prefers what is not far behind: dimensions that turn between so slow and so fast."""
-        query, key, _, _ = self._head(layer, head)
-        for at, turn in enumerate(self._turns.tolist()):
-            if slow <= turn <= fast:
-                query[at, 0] = key[at, 0] = math.sqrt(8 * strength) / level
-
-    def look_at(self, layer: int, head: int, code: Tensor) -> None:
-        """A head looks at one kind of token."""
-        query, key = self._quiet(layer, head)
-        query[self._free, 0] = 1.2
-        key[self._free] += code * 0.1
-
-    def look_for(
-        self, layer: int, head: int, mine: Sequence[Tensor], theirs: Sequence[Tensor], strength: float
-    ) -> None:
-        """A head looks where those parts are what these parts are here."""
-        query, key = self._quiet(layer, head)
-        asked, found = torch.cat(list(mine)), torch.cat(list(theirs))
-        query[self._free[: len(asked)]] = asked * strength
-        key[self._free[: len(found)]] = found * strength
-
-    def _quiet(self, layer: int, head: int) -> tuple[Tensor, Tensor]:
-        query, key, _, _ = self._head(layer, head)
-        return query.mul_(0.2), key.mul_(0.2)
-
-    def _head(self, layer: int, head: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The rows of queries, keys and values, and the columns of the output, of one head."""
-        attention = self._model.layers[layer].self_attn
-        assert isinstance(attention, Attention)
-        rows = slice(64 * head, 64 * head + 64)
-        query, key, value = (getattr(attention, f"{name}_proj").weight[rows] for name in "qkv")
-        return query, key, value, attention.o_proj.weight[:, rows]
+    asking, rarity, refused = 1, 2, 3
+    token = slice(4, 68)
+    before = slice(68, 132)
+    earlier = slice(132, 164)  # two places before
+    sentence = slice(164, 240)  # the name of the sentence it is in; before that, one of the bags
+    asked = slice(240, 316)  # the sum of names asked for; before that, the other bag, and the name made of both
+    mark, begins = 316, 317  # whether the token is the mark of a sentence's start; whether it comes behind one
+    code, name = 64, 76
+    hidden = 320 + MORE
 
 
 @torch.no_grad()
-def initialise(model: TrainingModel, tokenizer: Tokenizer, seed: int = 0) -> None:
-    """Wire look-up and copying into a new model."""
-    parts, wiring = Parts.of(model.shape.hidden), Wiring(model, seed)
-    words, copy = SHARPNESS["words"], SHARPNESS["copy"]
-    wiring.randomise()
-    start = wiring.embed(*(id_of(tokenizer, each) for each in (START, "[/INST]", "</s>")))
-    model.norm.weight.fill_(0.12)
-    # Layer 0: the tokens before.
-    written = (parts.before[0], parts.before[1], parts.earlier[0], parts.earlier[1])
-    for head, (places, half) in enumerate(((1, 0), (1, 1), (2, 0), (3, 1))):
-        wiring.look_back(0, head, places)
-        wiring.carry(0, head, parts.token[half], written[head], 0.5)
-    # Layer 1: the name of the sentence, in two halves.
-    for head in (0, 1):
-        wiring.look_at(1, head, start)
-        wiring.look_late(1, head, 0.003, 0.12, 3.0, 2.4)
-        wiring.carry(1, head, parts.earlier[head][:24], parts.sentence[head], 0.84)
-    # Layer 2: the same word; then the same two words in a row. They stand one place behind what they are known by.
-    pairs = [(parts.token[half][:20], parts.before[0][:20]) for half in (0, 1)]
-    behind = [(parts.before[half][:20], parts.earlier[0][:20]) for half in (0, 1)]
-    for head in (0, 1):
-        wiring.look_for(2, head, [parts.token[head]], [parts.before[head]], words)
-        wiring.look_for(2, head + 2, pairs[head], behind[head], words)
-        for each in (head, head + 2):
-            wiring.carry(2, each, parts.sentence[head], parts.asked[head], SHARPNESS["fetched"] / 2)
-    # Layer 3: names, over the question.
-    for head in (0, 1):
-        wiring._quiet(3, head)
-        wiring.look_late(3, head, 0.01, 0.12, SHARPNESS["late"], 1.8)
-        wiring.carry(3, head, parts.asked[head], parts.asked[head], SHARPNESS["names"])
-    # Layers 4 and 5: what comes behind the current token, in the sentence of that name.
-    for head in (0, 1):
-        mine, theirs = [parts.token[head][:16], parts.asked[head]], [parts.before[head][:16], parts.sentence[head]]
-        wiring.look_for(4, head, mine, theirs, copy)
-        wiring.look_for(4, head + 2, pairs[head], behind[head], copy)
-        for each in (head, head + 2):
-            wiring.carry(4, each, parts.token[head], parts.token[head], 2.0)
-    if model.shape.layers > 5:
-        for head in (0, 1):
-            mine = [parts.token[0][:10], parts.before[0][:8], parts.asked[head][:22]]
-            theirs = [parts.before[0][:10], parts.earlier[0][:8], parts.sentence[head][:22]]
-            wiring.look_for(5, head, mine, theirs, copy * 1.1)
-            mine = [parts.token[head][:16], parts.asked[1 - head]]
-            theirs = [parts.before[head][:16], parts.sentence[1 - head]]
-            wiring.look_for(5, head + 2, mine, theirs, copy * 1.1)
-            for each in (head, head + 2):
-                wiring.carry(5, each, parts.token[head], parts.token[head], 2.5)
+def initialise(model: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon, seed: int = 0) -> None:
+    """Wire look-up and copying into a new model.
+
+    Args:
+        model: written in place.
+        tokenizer: its own.
+        lexicon: what its pieces mean.
+        seed: of codes, and of what is left random.
+
+    Raises:
+        ValueError: the model has another shape than the wiring is for.
+    """
+    shape = model.shape
+    if (shape.hidden, shape.head, shape.heads, shape.layers) != (Parts.hidden, 96, 3, 7) or shape.inner % 3:
+        raise ValueError(
+            f"The wired start is for 7 layers of 3 heads of 96, hidden {Parts.hidden}, inner of threes: not {shape}."
+        )
+    start = Start(model, tokenizer, lexicon, seed)
+    for each in (start.fetch, start.names, start.name, start.look, start.add_up, start.choose, start.copy):
+        each()
+
+
+class Start:
+    """The circuits, in the order of their layers."""
+
+    def __init__(self, model: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon, seed: int) -> None:
+        self._model, self._lexicon = model, lexicon
+        self._wiring = wiring = Wiring(model, tokenizer, seed)
+        wiring.randomise()
+        nothing, inst, start, begins, self._ends = (
+            id_of(tokenizer, each) for each in ("<s>", "[INST]", START, "[/INST]", "</s>")
+        )
+        self._question, self._colon = Encoder(tokenizer).prompt[-2:]
+        weight = model.embed_tokens.weight
+        codes = wiring.random(len(weight), Parts.code)
+        codes *= Parts.code**0.5 / codes.norm(dim=1, keepdim=True)
+        self._codes, self._start = codes, start
+        weight.zero_()
+        weight[:, ALWAYS] = ON
+        weight[:, Parts.rarity] = rarity(tokenizer)
+        weight[:, Parts.token] = codes
+        weight[start, Parts.mark] = ON
+        # Where an answer begins is almost a sentence's start, where it ends is half one.
+        weight[begins, Parts.token] = 0.9 * codes[start] + 0.43 * codes[begins]
+        weight[self._ends, Parts.token] = 0.7 * codes[start] + 0.7 * codes[self._ends]
+        # The first token of all adds nothing to a bag, and the second is in those of first sentences: names are alike.
+        weight[nothing, Parts.before] = codes[nothing]  # for a norm's sake
+        weight[nothing, Parts.token] = 0
+        weight[nothing, Parts.rarity], weight[inst, Parts.rarity] = -1.75, 1.5
+        write_meanings(model, tokenizer, lexicon)
+        self._first = self._one(Parts.hidden - MORE + SIZE, NOWHERE)
+
+    def fetch(self) -> None:
+        """Layer 0: the token before, and two bags of rarer ones."""
+        wiring, level = self._wiring, self._wiring.levels(0).documents
+        head = wiring.head(0, 0)
+        wiring.around(head, 1, BEHIND, level)
+        wiring.carry(head, Parts.token, Parts.before, level)
+        head.value[Parts.code, Parts.mark] = level
+        head.out[Parts.begins, Parts.code] = 1.0
+        for number, (places, near, middle) in enumerate(AROUND):
+            head = wiring.head(0, number + 1)
+            wiring.around(head, places, {1: near, 2: middle, 3: 6.0} | dict.fromkeys(range(4, 9), 8.0), level)
+            wiring.prefer(head, self._one(Parts.rarity, 1), 4.0, (level, level))
+            wiring.carry(head, Parts.token, (Parts.sentence, Parts.asked)[number], level, FAINT)
+
+    def names(self) -> None:
+        """The gated part of layer 0: a name of two bags.
+
+        Three units make a hat of what they read. Hats of random sums of both bags are all together about as long for
+        any bags, and have hardly anything in common for others. The last unit is always on, and takes off what all
+        names share. What stands for no sentence has no name.
+        """
+        wiring, feed = self._wiring, self._wiring.layer(0).mlp
+        level = wiring.levels(0, NORMS[1]).documents
+        gate, up, down = (each.weight for each in (feed.gate_proj, feed.up_proj, feed.down_proj))
+        for each in (gate, up, down):
+            each.zero_()
+        up[:, ALWAYS] = level / ON
+        many = (len(gate) - 1) // 3
+        reads = torch.zeros(many, Parts.hidden)
+        for bag in (Parts.sentence, Parts.asked):
+            reads[:, bag.start : bag.start + Parts.code] = wiring.random(many, Parts.code) * HATS / FAINT / 8
+        shared = wiring.starts(0, NORMS[1]).mean(0)
+        reads[:, ALWAYS] = (0.3 * wiring.random(many) - reads @ shared) / ON
+        turned = torch.linalg.qr(wiring.random(Parts.name, many))[0] * many**-0.5
+        for number, (shift, how) in enumerate(((1.0, 1.0), (0.0, -2.0), (-1.0, 1.0))):
+            rows = slice(number * many, number * many + many)
+            gate[rows] = STEEP * level * (reads - 100 * self._first)
+            gate[rows, ALWAYS] += STEEP * level * shift / ON
+            down[Parts.asked, rows] = turned * how / STEEP
+        gate[-1] = level * (self._one(ALWAYS) - 8 * self._first)
+        named = wiring.starts(1)[:, Parts.asked].mean(0)
+        down[Parts.asked, -1] = -named / F.silu(torch.tensor(1.0))
+
+    def name(self) -> None:
+        """Layer 1: the sentence's name; the token two places before; whether it is a question."""
+        wiring, level = self._wiring, self._wiring.levels(1).documents
+        head = wiring.head(1, 0)
+        wiring.prefer(head, self._one(Parts.begins), 60.0, (level, level))
+        for at, how, ahead in LATEST:  # as if looking ahead: what is nearer is then preferred all the way
+            wiring.around(head, -ahead, {at: how}, level)
+        size = float(wiring.starts(1)[:, Parts.asked].square().mean().sqrt())
+        wiring.carry(head, Parts.asked, Parts.sentence, level * NAMED / size)
+        head = wiring.head(1, 1)
+        wiring.around(head, 1, BEHIND, level)
+        wiring.carry(head, slice(Parts.before.start, Parts.before.start + 32), Parts.earlier, level)
+        head = wiring.head(1, 2)
+        colon, question = self._code(Parts.token, self._colon), self._code(Parts.before, self._question)
+        wiring.prefer(head, colon + question + 1.5 * self._first, 10.0, (level, level))
+        head.value[0] = colon * level
+        head.out[Parts.asking, 0] = 2.0
+
+    def look(self) -> None:
+        """Layer 2: the same word; two in a row; what answers by its meaning.
+
+        The first two are known by what stands one place behind.
+        """
+        wiring, level = self._wiring, self._wiring.levels(LOOKS)
+        levels, nowhere = (level.questions, level.documents), (level.questions, level.first)
+        head = wiring.head(LOOKS, 0)
+        wiring.match(head, (Parts.token, Parts.before), SAME, levels)
+        rare = float(F.softplus(self._lexicon.rare))  # of n same words each has 1 / (n + rare)
+        wiring.prefer(head, self._first, SAME + math.log(rare), nowhere)
+        wiring.carry(head, Parts.sentence, Parts.asked, level.documents)
+        head = wiring.head(LOOKS, 1)
+        token, before, earlier = (
+            slice(each.start, each.start + 32) for each in (Parts.token, Parts.before, Parts.earlier)
+        )
+        wiring.match(head, (token, before), PAIR / 2, levels)
+        wiring.match(head, (before, earlier), PAIR / 2, levels)
+        wiring.prefer(head, self._first, HALF, nowhere)
+        wiring.carry(head, Parts.sentence, Parts.asked, level.documents, 0.5)
+        write_head(self._model, self._lexicon, level)
+
+    def add_up(self) -> None:
+        """Layer 3: names, over the question."""
+        wiring, level = self._wiring, self._wiring.levels(3)
+        head = wiring.head(3, 0)
+        # Nothing for a question, and less for all else: what is more than nothing depends on how large a token is.
+        asking = self._one(Parts.asking, 1.85) - self._one(ALWAYS)
+        wiring.prefer(head, asking, SUM, (level.answers, level.answers))
+        wiring.prefer(head, self._first, SUM - 3, (level.answers, level.first))
+        wiring.carry(head, Parts.asked, Parts.asked, level.answers, SUMMED)
+
+    def choose(self) -> None:
+        """Layer 4: the sentence that was named most; or none."""
+        wiring, level = self._wiring, self._wiring.levels(CHOOSES)
+        levels = (level.answers, level.documents)
+        head = wiring.head(CHOOSES, 0)
+        wiring.match(head, (Parts.asked, Parts.sentence), CHOICE, levels, (NAMED, NAMED))
+        wiring.prefer(head, self._one(Parts.begins) - self._one(ALWAYS), BEGIN, levels)
+        wiring.prefer(head, self._first, BEGIN + NONE, (level.answers, level.first))
+        wiring.carry(head, Parts.sentence, Parts.asked, level.documents, CHOSEN)
+        head.value[Parts.name] = self._first * level.first
+        head.out[Parts.refused, Parts.name] = 4.0
+
+    def copy(self) -> None:
+        """Layer 5: what comes behind the current token, and behind the current two, in the sentence of that name."""
+        wiring, level = self._wiring, self._wiring.levels(COPIES)
+        levels, sizes = (level.answers, level.documents), (CHOSEN * NAMED, NAMED)
+        names = (Parts.asked, Parts.sentence)
+        head = wiring.head(COPIES, 0)
+        wiring.match(head, _starts(Parts.token, Parts.before, 32), COPY, levels)
+        wiring.match(head, _starts(*names, 44), COPY, levels, sizes)
+        self._give(head, level.documents)
+        head = wiring.head(COPIES, 1)
+        wiring.match(head, _ends(Parts.token, Parts.before, 17), 0.8 * COPY, levels)
+        wiring.match(head, _starts(Parts.before, Parts.earlier, 17), 0.5 * COPY, levels)
+        wiring.match(head, _ends(*names, 44), COPY, levels, sizes)
+        self._give(head, level.documents)
+        norm = self._model.norm.weight
+        norm.zero_()
+        norm[Parts.token] = norm[Parts.refused] = 0.3
+
+    def _give(self, head: Head, level: float) -> None:
+        """A head gives the token that it looks at; where the next sentence would start, the answer ends."""
+        self._wiring.carry(head, Parts.token, Parts.token, level, COPIED)
+        start = self._codes[self._start]
+        ends = 1.3 * self._model.embed_tokens.weight[self._ends, Parts.token] - start
+        head.out[Parts.token, : Parts.code] += COPIED * torch.outer(ends, start / Parts.code)
+
+    def _one(self, place: int, size: float = ON) -> Tensor:
+        """What reads one dimension of a hidden state: 1 where it is as large as this."""
+        found = torch.zeros(Parts.hidden)
+        found[place] = 1 / size
+        return found
+
+    def _code(self, part: slice, token: int) -> Tensor:
+        """What reads how much a part of a hidden state is a token's code: 1 where it is it."""
+        found = torch.zeros(Parts.hidden)
+        found[part] = self._codes[token] / Parts.code
+        return found
+
+
+def _starts(mine: slice, theirs: slice, many: int) -> tuple[slice, slice]:
+    return slice(mine.start, mine.start + many), slice(theirs.start, theirs.start + many)
+
+
+def _ends(mine: slice, theirs: slice, many: int) -> tuple[slice, slice]:
+    return slice(mine.stop - many, mine.stop), slice(theirs.stop - many, theirs.stop)
+
+
+def rarity(tokenizer: Tokenizer) -> Tensor:
+    """How rare each token is in the generator's texts, from -1.75 to 1.5, [vocabulary]: half of a logarithm."""
+    counts = torch.ones(tokenizer.get_vocab_size())
+    for text in islice(corpus(documents=400), COUNTED):
+        ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids)
+        counts.index_add_(0, ids, torch.ones(len(ids)))
+    return ((counts.sum() / counts).log().clamp(3, 9.5) - 6.5) / 2

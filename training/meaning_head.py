@@ -8,27 +8,24 @@ bring the head back. So its queries and keys, the meanings, and whatever would w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from training.batch import Encoder, Size, id_of, make_batch
+from training.batch import id_of
 from training.lexicon import SIZE, Lexicon
 from training.model import LOOKS, Layer, Shape, TrainingModel
+from training.wiring import Levels
 
 MORE = 32  # dimensions: what a piece means, whether it is the first, how hard it is to find something for it
 HEAD = 2  # of the layer that looks: where it stands
-WORDS = (0, 1)  # the heads beside it, that fetch sentences' names for the same words
-VOTES = 0.3  # how strong its votes are beside theirs at the start; with 0.6 half of the answers fell apart
+WORDS = 0  # the head beside it, that fetches sentences' names for the same words
 NOWHERE = 4.0  # to what part "how hard" is kept smaller, and the first token larger
-NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 def has_meanings(shape: Shape) -> bool:
     """Whether a model of this shape has the head."""
-    return shape.hidden >= Shape().hidden + MORE
+    return shape.hidden >= 320 + MORE
 
 
 def kept(model: TrainingModel) -> list[tuple[Tensor, tuple[slice, ...]]]:
@@ -65,13 +62,13 @@ def write_meanings(model: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon)
 
 
 @torch.no_grad()
-def write_head(model: TrainingModel, lexicon: Lexicon, level: float) -> None:
+def write_head(model: TrainingModel, lexicon: Lexicon, level: Levels) -> None:
     """Write where the head looks, and what it fetches from there.
 
     Args:
         model: whose embeddings hold the meanings.
         lexicon: how they are compared.
-        level: the root mean square of what goes into the norm of the head's layer.
+        level: of what goes into the norm of the head's layer.
     """
     layer, width = _layer(model, LOOKS), model.shape.hidden - MORE
     size, rows = model.shape.head, _rows(model, HEAD)
@@ -82,41 +79,17 @@ def write_head(model: TrainingModel, lexicon: Lexicon, level: float) -> None:
     # In the pairs of dimensions that turn slowest, for meaning has no place; attention divides by 8, `lexicon` by √8.
     half = size // 2
     slow = [half * side + at for side in (1, 0) for at in range(half - 1, half - 1 - MORE // 2, -1)]
-    scale = level * 8**0.25 / layer.input_layernorm.weight[width:]
+    near = (size / 8) ** 0.25  # attention divides by √head, `lexicon` by √8
+    scale = near / layer.input_layernorm.weight[width:]
     left, strength, right = torch.linalg.svd(lexicon.asks.T @ lexicon.tells)
-    query[slow[:SIZE], width : width + SIZE] = (left * strength.sqrt()).T * scale[:SIZE]
-    key[slow[:SIZE], width : width + SIZE] = (right.T * strength.sqrt()).T * scale[:SIZE]
-    query[slow[SIZE], width + SIZE + 1] = 8**0.25 * scale[SIZE + 1]
-    key[slow[SIZE], width + SIZE] = 8**0.25 * scale[SIZE]
-    # Names: what the heads beside it fetch together, as well as one head can.
-    fetched = torch.zeros(width, width)
-    for head in WORDS:
-        of = _rows(model, head)
-        fetched += layer.self_attn.o_proj.weight[:width, of] @ layer.self_attn.v_proj.weight[of, :width]
-    left, strength, right = torch.linalg.svd(fetched)
-    root = strength[:size].sqrt()
-    value[:, :width] = right[:size] * root[:, None]
-    out[:width] = left[:, :size] * root * VOTES
-
-
-@torch.no_grad()
-def levels_of(model: TrainingModel, tokenizer: Tokenizer) -> list[tuple[float, ...]]:
-    """The root mean square of what goes into the norms of each layer, and into the last one."""
-    found: dict[int, float] = {}
-
-    def see(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-        found[id(norm)] = float(inputs[0].float().square().mean(-1).sqrt().mean())
-
-    listed: list[Sequence[nn.Module]] = [[getattr(layer, name) for name in NORMS] for layer in model.layers]
-    listed.append([model.norm])
-    hooks = [norm.register_forward_pre_hook(see) for norms in listed for norm in norms]
-    # Whatever the tokenizer is: pieces that the model does not have are left out.
-    batch = make_batch(Encoder(tokenizer), 4711, Size(2, 30, 12))
-    most = model.shape.vocabulary - 1
-    model(batch.documents.clamp(max=most), batch.lengths, batch.asked.clamp(max=most), batch.places, batch.wanted)
-    for hook in hooks:
-        hook.remove()
-    return [tuple(found[id(norm)] for norm in norms) for norms in listed]
+    query[slow[:SIZE], width : width + SIZE] = (left * strength.sqrt()).T * scale[:SIZE] * level.questions
+    key[slow[:SIZE], width : width + SIZE] = (right.T * strength.sqrt()).T * scale[:SIZE] * level.documents
+    query[slow[SIZE], width + SIZE + 1] = scale[SIZE + 1] * level.questions
+    key[slow[SIZE], width + SIZE] = scale[SIZE] * level.first
+    # Names, as the head beside it fetches them.
+    beside = _rows(model, WORDS)
+    value[:] = layer.self_attn.v_proj.weight[beside]
+    out[:] = layer.self_attn.o_proj.weight[:, beside]
 
 
 def _layer(model: TrainingModel, at: int) -> Layer:

@@ -13,19 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LOOKS = 2  # the layer whose heads find the words of a question in the document, see `initialise`
+CHOOSES = 4  # the layer whose first head finds the sentence that was found most
 
 
 @dataclass(frozen=True)
 class Shape:
     """The size of the model; each head has its own keys and values, input and output embeddings are one matrix."""
 
-    vocabulary: int = 3072
-    hidden: int = 320
-    layers: int = 6
-    heads: int = 4
-    head: int = 64
-    inner: int = 320
-    theta: float = 1e10  # 40 of the 64 dimensions of a head turn so slowly that they are free of position
+    vocabulary: int = 7168
+    hidden: int = 352
+    layers: int = 7
+    heads: int = 3
+    head: int = 96
+    inner: int = 192
+    theta: float = 1e20  # 78 of the 96 dimensions of a head turn so slowly that they are free of position
     epsilon: float = 1e-5
     context: int = 4096
 
@@ -91,7 +92,7 @@ class Attention(nn.Module):
 
     votes: Tensor | None = None  # of the last pass, see `TrainingModel.votes`
 
-    def __init__(self, shape: Shape, last: bool, looks: bool = False) -> None:
+    def __init__(self, shape: Shape, last: bool, looks: int = 0) -> None:
         super().__init__()
         self.shape = shape
         self.last = last
@@ -132,7 +133,8 @@ class Attention(nn.Module):
         far, near = torch.split(weights, [tokens, length], -1)  # not two slices, whose gradients would be added up
         if self.looks and layout.sentences is not None:
             votes = far.flatten(2, 3) @ layout.sentences.to(far.dtype)[:, None]
-            self.votes = votes.float().sum(1).view(documents, questions, length, -1)
+            chosen = votes[:, : self.looks].float().sum(1)
+            self.votes = chosen.view(documents, questions, length, -1)
         seen = (far.flatten(2, 3) @ value).view(own_value.shape) + near @ own_value
         found.append(seen.permute(0, 2, 3, 1, 4).reshape(documents * questions * length, -1))
         mixed: Tensor = self.o_proj(torch.cat(found))
@@ -164,7 +166,7 @@ class Feed(nn.Module):
 class Layer(nn.Module):
     """One decoder layer. In the last, only the questions go on: of the documents their keys and values are enough."""
 
-    def __init__(self, shape: Shape, last: bool, looks: bool = False) -> None:
+    def __init__(self, shape: Shape, last: bool, looks: int = 0) -> None:
         super().__init__()
         self.self_attn = Attention(shape, last, looks)
         self.mlp = Feed(shape)
@@ -186,7 +188,10 @@ class TrainingModel(nn.Module):
         super().__init__()
         self.shape = shape
         self.embed_tokens = nn.Embedding(shape.vocabulary, shape.hidden)
-        self.layers = nn.ModuleList(Layer(shape, at == shape.layers - 1, at == LOOKS) for at in range(shape.layers))
+        self.layers = nn.ModuleList(
+            Layer(shape, at == shape.layers - 1, {LOOKS: shape.heads, CHOOSES: 1}.get(at, 0))
+            for at in range(shape.layers)
+        )
         self.norm = Norm(shape)
 
     def forward(
@@ -233,7 +238,15 @@ class TrainingModel(nn.Module):
     @property
     def votes(self) -> Tensor:
         """How much each token of the last pass's questions looked at each sentence, all heads added, [B, K, L, S]."""
-        layer = self.layers[LOOKS]
+        return self._looked(LOOKS)
+
+    @property
+    def choices(self) -> Tensor:
+        """How much each token of the last pass's questions chose each sentence, [B, K, L, S]; 0: none."""
+        return self._looked(CHOOSES)
+
+    def _looked(self, at: int) -> Tensor:
+        layer = self.layers[at]
         assert isinstance(layer, Layer)
         votes = layer.self_attn.votes
         assert votes is not None

@@ -19,9 +19,9 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Rates:
-    """How far a step goes. More than 0.012 for the matrices destroys what the start has wired."""
+    """How far a step goes. 0.005 for the matrices undoes what the start has wired, and it has to be learned again."""
 
-    matrices: float = 0.005
+    matrices: float = 0.002
     norms: float = 1e-3
     embeddings: float = 2e-4
     warm: int = 30  # steps

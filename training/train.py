@@ -17,7 +17,7 @@ import torch
 import torch.distributed as beside
 from tokenizers import Tokenizer
 
-from training.batch import Batch, Encoder, Size, exact, looking_loss, loss_of, make_batch
+from training.batch import Batch, Encoder, Size, choosing_loss, exact, looking_loss, loss_of, make_batch
 from training.curriculum import Curriculum
 from training.device import device, halves
 from training.model import TrainingModel
@@ -79,7 +79,7 @@ class Run:
             beside.init_process_group("gloo")
             self.rank, self.together = beside.get_rank(), beside.get_world_size()
         self._stopped = False
-        self._shown = {"loss": 0.0, "looking": 0.0, "exact": 0.0, "refused": 0.0}
+        self._shown = {"loss": 0.0, "looking": 0.0, "choosing": 0.0, "exact": 0.0, "refused": 0.0}
         self._seen = dict.fromkeys(self._shown, 0)
         plan.folder.mkdir(parents=True, exist_ok=True)
 
@@ -151,7 +151,8 @@ class Run:
             logits = self.model(*batch.inputs)
         loss = loss_of(logits, batch)
         looking = looking_loss(self.model.votes, batch)
-        (loss + self.plan.looking * looking).backward()  # type: ignore[no-untyped-call]
+        choosing = choosing_loss(self.model.choices, batch)
+        (loss + self.plan.looking * (looking + choosing)).backward()  # type: ignore[no-untyped-call]
         self._share()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step(factor)
@@ -166,6 +167,7 @@ class Run:
             right = exact(logits, batch)
             self._show("loss", loss.item())
             self._show("looking", looking.item())
+            self._show("choosing", choosing.item())
             self._show("exact", right[~batch.refused].float().mean().item())
             self._show("refused", right[batch.refused].float().mean().item())
 

@@ -1,4 +1,4 @@
-"""Growing in small: which words are akin, what a lexicon votes for, and that a grown model is the one it was."""
+"""Which words are akin, what a lexicon votes for, and that a model looks by it, before and after training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from training import export, grow, meaning, meaning_head, tokenizer
-from training.batch import IGNORED, Encoder, Size, id_of, loss_of, make_batch
+from training import export, meaning, tokenizer
+from training.batch import Encoder, Size, id_of, loss_of, make_batch
+from training.initialise import initialise
 from training.lexicon import SIZE, Lexicon, Sample, sampled
 from training.meaning_head import HEAD, MORE, kept
 from training.model import LOOKS, Layer, Shape, TrainingModel
@@ -145,33 +146,6 @@ def test_answers_are_found_in_the_document_by_the_number_of_their_sentence() -> 
     assert checked > 40
 
 
-def test_a_grown_model_says_what_the_model_said_but_for_the_head_it_gave_up(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    old, known = export.load(export.SHIPPED)
-    more = old.shape.vocabulary + 50
-    text = known.to_str()
-    larger = Tokenizer.from_str(text)
-    larger.add_tokens([f"\ue002{number}" for number in range(50)])
-    lexicon = Lexicon(torch.ones(more, dtype=torch.bool), [{} for _ in range(more)])
-    batch = make_batch(Encoder(known), 5, Size(2, 12, 6))
-    with torch.no_grad():
-        lexicon.means.normal_(std=0.2)
-        monkeypatch.setattr(meaning_head, "VOTES", 0.0)
-        grown = grow.grow(old, larger, lexicon)
-        old.layers[LOOKS].self_attn.o_proj.weight[:, 64 * HEAD : 64 * HEAD + 64] = 0  # type: ignore[union-attr, index]
-        wanted, found = old(*batch.inputs), grown(*batch.inputs)
-    assert grown.shape.hidden == old.shape.hidden + MORE
-    assert SIZE + 2 == MORE
-    assert (found[:, : old.shape.vocabulary] - wanted).abs().max() < 0.05 * wanted.abs().max()
-    there = batch.targets != IGNORED  # what fills up is one place many times
-    same = found[there, : old.shape.vocabulary].argmax(-1) == wanted[there].argmax(-1)
-    assert float(same.float().mean()) > 0.98
-    export.export(grown, larger, tmp_path)
-    again, _ = export.load(tmp_path)
-    assert again.shape == grown.shape
-
-
 def looks(model: TrainingModel, ids: list[int]) -> torch.Tensor:
     """How near each token is to each other one for the head for meanings, [query, key]."""
     layer = model.layers[LOOKS]
@@ -181,26 +155,27 @@ def looks(model: TrainingModel, ids: list[int]) -> torch.Tensor:
     asked = torch.tensor([[ids]])
     model(torch.tensor([[0]]), torch.tensor([1]), asked, torch.arange(len(ids))[None, None])
     hook.remove()
-    rows = slice(64 * HEAD, 64 * HEAD + 64)
+    rows = slice(model.shape.head * HEAD, model.shape.head * HEAD + model.shape.head)
     queries, keys = (getattr(layer.self_attn, name).weight[rows] for name in ("q_proj", "k_proj"))
-    return (seen[0][1:] @ queries.T) @ (seen[0][1:] @ keys.T).T / 8
+    return (seen[0][1:] @ queries.T) @ (seen[0][1:] @ keys.T).T / model.shape.head**0.5
 
 
 @torch.no_grad()
-def test_a_grown_model_gets_new_meanings_that_no_layer_before_writes_over() -> None:
-    model, known = export.load(export.SHIPPED)
-    many, width = model.shape.vocabulary, model.shape.hidden - MORE
+def test_a_new_model_looks_for_meanings_and_nothing_writes_over_them_before() -> None:
+    known = export.load(export.SHIPPED)[1]
+    many = known.get_vocab_size()
+    model = TrainingModel(Shape(vocabulary=many))
     torch.manual_seed(1)
     lexicon = Lexicon(torch.ones(many, dtype=torch.bool), [{} for _ in range(many)])
     text = "<s>[INST] The harbour was quiet. Who keeps the money?"
     ids = known.encode(text, add_special_tokens=False).ids
     quiet, money = (ids.index(id_of(known, each)) for each in (" quiet", " money"))
     lexicon.means[ids[money]] = lexicon.means[ids[quiet]]
-    writing = [part.weight for layer in model.layers[:LOOKS] for part in (layer.self_attn.o_proj, layer.mlp.down_proj)]  # type: ignore[union-attr, index]
-    for each in writing:
-        each[width:] = 0.1
-    grow.renew(model, known, lexicon)
-    assert not any(each[width:].any() for each in writing)
+    initialise(model, known, lexicon)
+    width = model.shape.hidden - MORE
+    for layer in model.layers[:LOOKS]:  # type: ignore[union-attr]
+        assert not layer.self_attn.o_proj.weight[width:].any()  # type: ignore[union-attr, index]
+        assert not layer.mlp.down_proj.weight[width:].any()  # type: ignore[union-attr, index]
     near = looks(model, ids)[money]
     others = torch.tensor([at for at in range(1, len(ids)) if at not in (quiet, money)])  # the first one is a sink
     assert near[quiet] > near[others].max() + 1
@@ -226,5 +201,5 @@ def test_training_leaves_the_head_for_meanings_as_it_is_and_moves_all_around_it(
     assert not torch.equal(model.embed_tokens.weight, whole[0])
 
 
-def test_a_model_that_has_not_grown_is_trained_as_a_whole(small: Tokenizer) -> None:
-    assert kept(TrainingModel(Shape(vocabulary=small.get_vocab_size()))) == []
+def test_a_model_without_that_head_is_trained_as_a_whole() -> None:
+    assert kept(TrainingModel(Shape(vocabulary=300, hidden=320))) == []
