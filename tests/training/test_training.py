@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from cag_daemon.engine.prompt import PromptTemplate
 from training import export
 from training.batch import (
     IGNORED,
+    Batch,
     Encoder,
     Size,
     choosing_loss,
@@ -84,19 +85,32 @@ def still(model: TrainingModel) -> None:
         each.requires_grad_(False)
 
 
+def falling(model: TrainingModel, batch: Batch, of: Callable[[], torch.Tensor]) -> list[float]:
+    """A loss that is read off the model's last pass, over ten steps that lower it."""
+    optimiser = Optimiser(model, Rates(matrices=0.005, warm=1))
+    losses = []
+    for _ in range(10):
+        logits = model(*batch.inputs)
+        loss = of()
+        (loss + 0.01 * loss_of(logits, batch)).backward()
+        optimiser.step(1.0)
+        model.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
 def test_steps_lower_the_loss_on_a_fixed_batch(model: TrainingModel, tokenizer: Tokenizer) -> None:
     batch = make_batch(Encoder(tokenizer), 1, Size(2, 4, 4))
     still(model)
-    optimiser = Optimiser(model, Rates(matrices=5e-4, warm=1))
+    optimiser = Optimiser(model, Rates(warm=1))
     losses = []
-    for _ in range(4):
+    for _ in range(8):
         loss = loss_of(model(*batch.inputs), batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step(1.0)
         model.zero_grad()
         losses.append(loss.item())
-    assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 @torch.no_grad()
@@ -154,15 +168,7 @@ def test_choosing_the_right_sentence_or_none_is_likely_and_a_step_makes_it_likel
     choices[batch.choosers, batch.chosen] = 1.0
     assert choosing_loss(choices.view_as(model.choices), batch).item() == pytest.approx(0, abs=1e-3)
     still(model)
-    optimiser = Optimiser(model, Rates(warm=1))
-    losses = []
-    for _ in range(10):
-        logits = model(*batch.inputs)
-        loss = choosing_loss(model.choices, batch)
-        (loss + 0.01 * loss_of(logits, batch)).backward()
-        optimiser.step(1.0)
-        model.zero_grad()
-        losses.append(loss.item())
+    losses = falling(model, batch, lambda: choosing_loss(model.choices, batch))
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -214,15 +220,7 @@ def test_looking_at_the_right_sentence_is_likely_and_a_step_makes_it_likelier(
     right[batch.askers, batch.found[batch.asking]] = 4.0
     assert looking_loss(nowhere, batch).item() == pytest.approx(torch.tensor(votes.shape[-1] - 1.0).log().item())
     assert looking_loss(right.view_as(votes), batch).item() < 1e-3
-    optimiser = Optimiser(model, Rates(warm=1))
-    losses = []
-    for _ in range(4):
-        logits = model(*batch.inputs)
-        loss = looking_loss(model.votes, batch)
-        (loss + 0.01 * loss_of(logits, batch)).backward()
-        optimiser.step(1.0)
-        model.zero_grad()
-        losses.append(loss.item())
+    losses = falling(model, batch, lambda: looking_loss(model.votes, batch))
     assert losses[-1] < 0.9 * losses[0]
 
 
