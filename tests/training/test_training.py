@@ -249,7 +249,7 @@ def test_an_exported_model_is_the_same_in_the_engine(
         theirs = loaded.model(torch.tensor([prefix + suffix])).logits[0, len(prefix) :]
         places = torch.arange(len(suffix))[None, None]
         ours = again(torch.tensor([prefix]), torch.tensor([len(prefix)]), torch.tensor([[suffix]]), places)
-    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=1e-3)
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
 
 
