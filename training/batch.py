@@ -19,6 +19,7 @@ PAD, END = "<pad>", "</s>"
 IGNORED = -100
 ROW = 160  # tokens of questions in a row, about
 VOTE = 1.5  # how much likelier a sentence is for each vote
+CHOSEN_AGAIN = 6  # tokens of an answer: before each of them its sentence is chosen anew
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Batch:
         askers: [m] places in the flattened ``asked`` of the tokens of questions whose answers are sentences, …
         asking: [m] which of those questions each belongs to, …
         found: [questions] and in which sentence its answer is.
-        choosers: [k] places in the flattened ``asked`` where an answer begins that is a sentence or the refusal, …
+        choosers: [k] places in the flattened ``asked`` where an answer begins that is a sentence or the refusal, and of
+            its first few tokens, …
         chosen: [k] and which sentence it is; 0 for the refusal.
     """
 
@@ -175,8 +177,10 @@ def collate(encoder: Encoder, examples: Sequence[Example]) -> Batch:
             before = len(encoder.prompt)
             place = None if refused else encoder.place(documents[at], answer)
             if refused or place is not None:
-                choosers.append(base + len(question) - 1)
-                chosen.append(0 if place is None else int(numbers[at][place]))
+                first = base + len(question) - 1
+                again = range(first, first + min(CHOSEN_AGAIN, len(answer)))
+                choosers += again
+                chosen += [0 if place is None else int(numbers[at][place])] * len(again)
             if place is not None and question[:before] == encoder.prompt:  # the words of a selection ask nothing
                 words = range(base + before, base + len(question) - 1)
                 askers += words
@@ -243,6 +247,8 @@ def looking_loss(votes: Tensor, batch: Batch) -> Tensor:
 
 def choosing_loss(choices: Tensor, batch: Batch) -> Tensor:
     """How unlikely the right sentences are by what is chosen where answers begin, a number [1].
+
+    Each token chooses for itself, so the first few are all asked: where only the first was, the others forgot it.
 
     Args:
         choices: [B, K, L, S], see `TrainingModel.choices`.

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from cag_daemon.engine.model import load_model
 from cag_daemon.engine.prompt import PromptTemplate
 from training import export
 from training.batch import (
+    CHOSEN_AGAIN,
     IGNORED,
     Batch,
     Encoder,
@@ -23,6 +25,7 @@ from training.batch import (
     choosing_loss,
     collate,
     exact,
+    id_of,
     looking_loss,
     loss_of,
     make_batch,
@@ -30,6 +33,7 @@ from training.batch import (
 )
 from training.curriculum import Curriculum
 from training.data.document import Example, example
+from training.device import halves
 from training.initialise import Parts, initialise
 from training.lexicon import Lexicon
 from training.model import Shape, TrainingModel
@@ -160,9 +164,12 @@ def test_choosing_the_right_sentence_or_none_is_likely_and_a_step_makes_it_likel
     model: TrainingModel, tokenizer: Tokenizer
 ) -> None:
     batch = make_batch(Encoder(tokenizer), 3, Size(3, 8, 8, 0.4))
-    assert 0 < int((batch.chosen == 0).sum()) == int(batch.refused.sum()) < len(batch.chosen)
-    first = batch.asked.flatten()[batch.choosers]
-    assert {tokenizer.decode([each], skip_special_tokens=False) for each in first.tolist()} == {"[/INST]"}
+    # Before each of the first tokens of an answer, for whichever is the next one the sentence is the same.
+    first = batch.asked.flatten()[batch.choosers].tolist()
+    begins = [at for at, each in enumerate(first) if each == id_of(tokenizer, "[/INST]")]
+    assert batch.choosers.diff().eq(1).sum() == len(first) - len(begins) == (CHOSEN_AGAIN - 1) * len(begins)
+    assert batch.chosen.view(-1, CHOSEN_AGAIN).eq(batch.chosen[::CHOSEN_AGAIN, None]).all()
+    assert 0 < int((batch.chosen[begins] == 0).sum()) == int(batch.refused.sum()) < len(begins)
     model(*batch.inputs)
     choices = torch.zeros_like(model.choices).view(-1, model.choices.shape[-1])
     choices[batch.choosers, batch.chosen] = 1.0
@@ -279,21 +286,26 @@ def test_a_run_goes_on_where_it_was(tokenizer: Tokenizer, model: TrainingModel, 
 
 
 def test_what_is_looked_at_and_chosen_counts_in_a_run_as_much_as_the_plan_says(
-    tokenizer: Tokenizer, model: TrainingModel, tmp_path: Path
+    tokenizer: Tokenizer, model: TrainingModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = {name: value.clone() for name, value in model.state_dict().items()}
     batch = make_batch(Encoder(tokenizer), 3, Size(2, 6, 6))
-    found = []
-    for looking in (0.0, 100.0):
-        model.load_state_dict(begun)
-        run = Run(Plan(tmp_path, minutes=1, looking=looking), model, tokenizer)
-        for _ in range(6):
-            run._one(batch)
-        with torch.no_grad():
-            model(*batch.inputs)
-            found.append((looking_loss(model.votes, batch).item(), choosing_loss(model.choices, batch).item()))
-    for without, counted in zip(*found, strict=True):
-        assert counted < 0.98 * without
+    found: list[Tensor] = []
+    monkeypatch.setattr(Optimiser, "step", lambda *_: found.append(gradient(model)))
+    weighed = (0.0, 30.0)
+    for looking in weighed:
+        Run(Plan(tmp_path, minutes=1, looking=looking), model, tokenizer)._one(batch)
+    for looking, moved in zip(weighed, found, strict=True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=halves(torch.device("cpu"))):
+            loss = loss_of(model(*batch.inputs), batch)
+        (loss + looking * (looking_loss(model.votes, batch) + choosing_loss(model.choices, batch))).backward()
+        assert torch.cosine_similarity(moved, gradient(model), dim=0) > 0.97
+        model.zero_grad(set_to_none=True)
+    assert torch.cosine_similarity(*found, dim=0) < 0.9
+
+
+def gradient(model: TrainingModel) -> Tensor:
+    """All gradients, one behind the other."""
+    return torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
 
 
 def test_what_is_frozen_stays_and_the_rest_learns(tokenizer: Tokenizer, model: TrainingModel, tmp_path: Path) -> None:
