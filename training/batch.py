@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -13,6 +14,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training.data.document import REFUSED, Example, example
+from training.data.questions import Question
+from training.lookup import Lookup
+from training.natural import plain
 from training.tokenizer import START
 
 PAD, END = "<pad>", "</s>"
@@ -24,12 +28,20 @@ CHOSEN_AGAIN = 6  # tokens of an answer: before each of them its sentence is cho
 
 @dataclass(frozen=True)
 class Size:
-    """How much a step has: documents of so many sentences, so many questions about each, what part has no answer."""
+    """How much a step has.
+
+    Attributes:
+        documents: how many.
+        sentences, questions: of each.
+        refused: what part of the questions has no answer.
+        hard: what part is kept of those that have one, but not where a plain lookup finds it.
+    """
 
     documents: int
     sentences: int
     questions: int
     refused: float = REFUSED
+    hard: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -135,10 +147,28 @@ def id_of(tokenizer: Tokenizer, token: str) -> int:
 def make_batch(encoder: Encoder, seed: int, size: Size, *, held_out: bool = False) -> Batch:
     """The batch of a seed: always the same."""
     examples = [
-        example(seed * 1000 + at, size.sentences, size.questions, held_out, size.refused)
+        easier(example(seed * 1000 + at, size.sentences, size.questions, held_out, size.refused), size.hard, seed)
         for at in range(size.documents)
     ]
     return collate(encoder, examples)
+
+
+def easier(made: Example, hard: float, seed: int) -> Example:
+    """An example with only such a part of the questions that a plain lookup does not answer; with one, at least.
+
+    People ask in a document's words more often than the generator does, and who is asked in others too often learns to
+    say that it is not there.
+    """
+    if hard >= 1:
+        return made
+    lookup, chance = Lookup(made.text), random.Random(seed)
+
+    def found(question: Question) -> bool:
+        answer, wanted = plain(lookup.answer(question.text.rpartition("Question: ")[2])), plain(question.answer)
+        return answer in wanted or wanted in answer
+
+    kept = tuple(each for each in made.questions if each.refused or found(each) or chance.random() < hard)
+    return replace(made, questions=kept or made.questions[:1])
 
 
 def collate(encoder: Encoder, examples: Sequence[Example]) -> Batch:

@@ -20,6 +20,7 @@ class Curriculum:
         short: how many steps have shorter documents than it is their turn for.
         long, longest: how many steps have longer ones, and up to how many sentences.
         refused: how many questions have no answer, in the first half of the run and then.
+        hard: how many are kept of those that a plain lookup does not answer.
     """
 
     tokens: int = 2500
@@ -29,6 +30,7 @@ class Curriculum:
     long: float = 0.2
     longest: int = 140
     refused: tuple[float, float] = (0.2, 0.1)
+    hard: float = 0.35
 
     def size(self, seed: int, progress: float) -> Size:
         """The size of the step with this seed, at this part of the run."""
@@ -42,4 +44,5 @@ class Curriculum:
             sentences = random_.randint(most, max(most, self.longest))
         questions = max(4, min(24, sentences * 7 // 10))
         documents = max(1, round(self.tokens / (sentences * SENTENCE + questions * QUESTION)))
-        return Size(documents, sentences, questions, self.refused[progress > 0.5])
+        asked = round(questions / (0.5 + 0.5 * self.hard))  # about half of what is asked is hard
+        return Size(documents, sentences, asked, self.refused[progress > 0.5], self.hard)

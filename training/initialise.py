@@ -41,7 +41,7 @@ FAINT = 0.05  # how strongly bags stand in the hidden state
 HATS, STEEP = 1.3, 4.0  # how narrow hats are, and how pointed, see `Start.names`
 NAMED, SUMMED, CHOSEN, COPIED = 0.8, 10.0, 8.0, 2.5  # how large names are, and what is made of them and of tokens
 # How much heads are drawn to where they should look, as logits.
-SAME, PAIR, HALF, SUM, CHOICE, BEGIN, NONE, COPY = 10.0, 16.0, 12.0, 14.0, 10.0, 8.0, 14.0, 10.0
+SAME, PAIR, HALF, SUM, CHOICE, BEGIN, NONE, COPY = 13.0, 16.0, 12.0, 14.0, 10.0, 8.0, 14.0, 10.0
 BEHIND = {0: 12.0, 1: 8.0} | dict.fromkeys(range(2, 9), 6.0)  # to the one place, by pairs of dimensions
 AROUND = ((4.5, 1.4, 3.0), (10, 0.4, 2.5))  # so many places before, more or less sharply
 LATEST = ((3, 5.0, 20), (4, 10.0, 40), (5, 15.0, 80), (6, 20.0, 150), (7, 20.0, 400), (8, 20.0, 1000))
@@ -57,6 +57,7 @@ class Parts:
     sentence = slice(164, 240)  # the name of the sentence it is in; before that, one of the bags
     asked = slice(240, 316)  # the sum of names asked for; before that, the other bag, and the name made of both
     mark, begins = 316, 317  # whether the token is the mark of a sentence's start; whether it comes behind one
+    spare, colon = 318, 319  # the first token's alone, as large as a code and like none; whether the token is a colon
     code, name = 64, 76
     hidden = 320 + MORE
 
@@ -103,12 +104,12 @@ class Start:
         weight[:, ALWAYS] = ON
         weight[:, Parts.rarity] = rarity(tokenizer)
         weight[:, Parts.token] = codes
-        weight[start, Parts.mark] = ON
+        weight[start, Parts.mark] = weight[self._colon, Parts.colon] = ON
         # Where an answer begins is almost a sentence's start, where it ends is half one.
         weight[begins, Parts.token] = 0.9 * codes[start] + 0.43 * codes[begins]
         weight[self._ends, Parts.token] = 0.7 * codes[start] + 0.7 * codes[self._ends]
         # The first token of all adds nothing to a bag, and the second is in those of first sentences: names are alike.
-        weight[nothing, Parts.before] = codes[nothing]  # for a norm's sake
+        weight[nothing, Parts.spare] = codes.norm(dim=1).mean()  # for a norm's sake; no word looks there for it
         weight[nothing, Parts.token] = 0
         weight[nothing, Parts.rarity], weight[inst, Parts.rarity] = -1.75, 1.5
         write_meanings(model, tokenizer, lexicon)
@@ -201,10 +202,11 @@ class Start:
         """Layer 3: names, over the question."""
         wiring, level = self._wiring, self._wiring.levels(3)
         head = wiring.head(3, 0)
-        # Nothing for a question, and less for all else: what is more than nothing depends on how large a token is.
-        asking = self._one(Parts.asking, 1.85) - self._one(ALWAYS)
+        # Nothing for a question's words, and less for all else: what is more than nothing depends on how large a token
+        # is. The colon before them, which a list is full of, asks nothing.
+        asking = self._one(Parts.asking, 1.85) - self._one(ALWAYS) - self._one(Parts.colon)
         wiring.prefer(head, asking, SUM, (level.answers, level.answers))
-        wiring.prefer(head, self._first, SUM - 3, (level.answers, level.first))
+        wiring.prefer(head, self._first, SUM * level.answers / level.first - 3, (level.answers, level.first))
         wiring.carry(head, Parts.asked, Parts.asked, level.answers, SUMMED)
 
     def choose(self) -> None:

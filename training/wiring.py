@@ -15,7 +15,7 @@ from training.model import Layer, TrainingModel
 
 ON = 2.0  # what the dimension holds that is always on, and it is the first one
 ALWAYS = 0
-NOISE = 0.05  # what is left of random weights in what is wired, and in what writes
+NOISE = 0.01  # what is left of random weights in what is wired, and in what writes
 NORMS = ("input_layernorm", "post_attention_layernorm")  # of a layer: before its heads, and before its gated part
 TURNS = 3.5e-4  # pairs of dimensions that turn faster tell positions; the others are for matching
 

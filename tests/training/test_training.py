@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from training.batch import (
     Size,
     choosing_loss,
     collate,
+    easier,
     exact,
     id_of,
     looking_loss,
@@ -33,10 +34,13 @@ from training.batch import (
 )
 from training.curriculum import Curriculum
 from training.data.document import Example, example
+from training.data.questions import Question
 from training.device import halves
 from training.initialise import Parts, initialise
 from training.lexicon import Lexicon
+from training.lookup import Lookup
 from training.model import Shape, TrainingModel
+from training.natural import plain
 from training.optimise import Optimiser, Rates
 from training.tokenizer import make_tokenizer, renewed
 from training.train import Plan, Run
@@ -154,6 +158,45 @@ def test_names_of_sentences_are_as_long_as_each_other_and_have_little_in_common(
         assert torch.cosine_similarity(name[at + 2], each, dim=0) > 0.9
 
 
+@torch.no_grad()
+def test_every_word_of_a_question_counts_alike_and_what_stands_around_it_does_not(
+    model: TrainingModel, tokenizer: Tokenizer
+) -> None:
+    batch = make_batch(Encoder(tokenizer), 12, Size(1, 20, 6))
+    seen: list[Tensor] = []
+    model.layers[3].input_layernorm.register_forward_hook(lambda *each: seen.append(each[2]))
+    model(*batch.inputs)
+    adds = model.layers[3].self_attn
+    first, asked = seen[0][:1], seen[0][batch.documents.numel() :]
+    words, colons = asked[batch.askers], asked[batch.askers[batch.asking.diff(prepend=torch.tensor([-1])) > 0] - 1]
+    told = seen[0][1 : int(batch.lengths[0])]
+    asks = asked[batch.choosers[::CHOSEN_AGAIN]]
+    # Position counts for little there; so queries and keys are compared as they are.
+    head = slice(0, model.shape.head)
+    query = adds.q_proj(asks)[:, head] / model.shape.head**0.5
+    every = (first, words, told, colons)
+    of_first, of_words, of_told, of_colons = (query @ adds.k_proj(each)[:, head].T for each in every)
+    assert float(of_words.std(1).max()) < 0.5
+    assert float((of_words.mean(1) - of_first[:, 0]).min()) > 0.5
+    assert float((of_words.mean(1, keepdim=True) - of_told).min()) > 6
+    assert float((of_words.mean(1, keepdim=True) - of_colons).min()) > 6
+    # Who only reads looks at the first token, which has nothing to add.
+    query = adds.q_proj(told)[:, head] / model.shape.head**0.5
+    assert float((query @ adds.k_proj(first)[:, head].T - query @ adds.k_proj(told)[:, head].T).mean()) > 8
+
+
+@torch.no_grad()
+def test_sentences_are_chosen_by_their_names_and_not_by_how_large_they_are(
+    model: TrainingModel, tokenizer: Tokenizer
+) -> None:
+    batch = make_batch(Encoder(tokenizer), 12, Size(1, 60, 4))
+    seen: list[Tensor] = []
+    model.layers[4].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # type: ignore[union-attr]
+    model(*batch.inputs)
+    sizes = seen[0][1 : int(batch.lengths[0])].square().mean(1).sqrt()
+    assert float(sizes.std() / sizes.mean()) < 0.06
+
+
 def test_the_wiring_is_for_one_shape(tokenizer: Tokenizer) -> None:
     lexicon = Lexicon(torch.zeros(300, dtype=torch.bool), [{} for _ in range(300)])
     with pytest.raises(ValueError, match="7 layers of 3 heads of 96"):
@@ -177,6 +220,33 @@ def test_choosing_the_right_sentence_or_none_is_likely_and_a_step_makes_it_likel
     still(model)
     losses = falling(model, batch, lambda: choosing_loss(model.choices, batch))
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_an_easier_example_has_all_that_shared_words_answer_and_a_part_of_the_rest() -> None:
+    made = [example(seed, 20, 14) for seed in range(8)]
+
+    def split(asked: Sequence[Question], text: str) -> tuple[set[Question], set[Question]]:
+        lookup = Lookup(text)
+        told = [each for each in asked if not each.refused]
+        easy = {q for q in told if plain(lookup.answer(q.text.rpartition("Question: ")[2])) in plain(q.answer)}
+        return easy, set(told) - easy
+
+    kept: dict[float, int] = dict.fromkeys((0.0, 0.4, 1.0), 0)
+    for seed, each in enumerate(made):
+        easy, _ = split(each.questions, each.text)
+        for part in kept:
+            fewer = easier(each, part, seed)
+            assert fewer == easier(each, part, seed)
+            assert fewer.text == each.text
+            assert [q for q in each.questions if q in fewer.questions] == list(fewer.questions)
+            still_easy, hard = split(fewer.questions, each.text)
+            assert still_easy == easy
+            assert [q for q in fewer.questions if q.refused] == [q for q in each.questions if q.refused]
+            kept[part] += len(hard)
+    assert kept[0.0] < 0.1 * kept[1.0]  # an answer of several sentences, one of which is found, is not hard
+    assert 0.2 * kept[1.0] < kept[0.4] < 0.6 * kept[1.0]
+    alone = replace(made[0], questions=tuple(split(made[0].questions, made[0].text)[1])[:2])
+    assert easier(alone, 0.0, 1).questions == alone.questions[:1]
 
 
 def test_questions_in_a_batch_do_not_see_each_other(model: TrainingModel, tokenizer: Tokenizer) -> None:
