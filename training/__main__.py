@@ -74,7 +74,7 @@ def _options() -> argparse.Namespace:
     add("--workers", type=int, default=0, help="processes that make data; for a GPU 12 or more (default: 0)")
     add("--tokens", type=int, default=2500, help="of a step, about; for a GPU 100000 (default: 2500)")
     add("--first", type=int, default=18, help="sentences of a document at the start (default: 18)")
-    add("--longest", type=int, default=140, help="sentences of the longest documents, a fifth of all (default: 140)")
+    add("--longest", type=int, default=170, help="sentences of the longest documents, 3 of 10 (default: 170)")
     add("--last", type=int, default=45, help="and from half of the run on (default: 45); some have more, see --longest")
     add("--matrices", type=float, default=0.002, help="rate of the layers' matrices, by Muon (default: 0.002)")
     add("--norms", type=float, default=1e-3, help="rate of the norms, by AdamW (default: 0.001)")

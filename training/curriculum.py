@@ -27,9 +27,9 @@ class Curriculum:
     first: int = 18
     last: int = 45
     short: float = 0.4
-    long: float = 0.2
-    longest: int = 140
-    refused: tuple[float, float] = (0.2, 0.1)
+    long: float = 0.3
+    longest: int = 170
+    refused: tuple[float, float] = (0.12, 0.08)
     hard: float = 0.35
 
     def size(self, seed: int, progress: float) -> Size:

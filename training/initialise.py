@@ -9,9 +9,10 @@ see `Parts`: what a token is, what stands before it, which sentence it is in, an
               "Question:" stands before
     layer 2   words of the question find the same words in the document, or words that answer to them by what they
               mean, and fetch their sentences' names; where nothing is found, they look at the first token of all
-    layer 3   adds up the names over the question
+    layer 3   adds up the names over the question; and fetches the token three places before, to where meanings were
     layer 4   looks for the sentence whose name was fetched most, and fetches that name alone
-    layer 5   looks for the current token inside the sentence of that name, and gives the token behind it
+    layer 5   looks for the current token inside the sentence of that name, and gives the token behind it; and for the
+              last two, and the last three, as many a word stands in a sentence twice
     layer 6   is free
 
 Names decide how good it is. A sentence is asked for by a sum of names, so two that have something in common, or one
@@ -21,7 +22,7 @@ that is longer than others, are votes for what nobody asked for.
 from __future__ import annotations
 
 import math
-from itertools import islice
+from itertools import islice, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ FAINT = 0.05  # how strongly bags stand in the hidden state
 HATS, STEEP = 1.3, 4.0  # how narrow hats are, and how pointed, see `Start.names`
 NAMED, SUMMED, CHOSEN, COPIED = 0.8, 10.0, 8.0, 2.5  # how large names are, and what is made of them and of tokens
 # How much heads are drawn to where they should look, as logits.
-SAME, PAIR, HALF, SUM, CHOICE, BEGIN, NONE, COPY = 13.0, 16.0, 12.0, 14.0, 10.0, 8.0, 14.0, 10.0
+SAME, PAIR, HALF, SUM, CHOICE, BEGIN, NONE, AWAY, COPY = 13.0, 16.0, 12.0, 14.0, 10.0, 8.0, 12.0, 20.0, 10.0
 BEHIND = {0: 12.0, 1: 8.0} | dict.fromkeys(range(2, 9), 6.0)  # to the one place, by pairs of dimensions
 AROUND = ((4.5, 1.4, 3.0), (10, 0.4, 2.5))  # so many places before, more or less sharply
 LATEST = ((3, 5.0, 20), (4, 10.0, 40), (5, 15.0, 80), (6, 20.0, 150), (7, 20.0, 400), (8, 20.0, 1000))
@@ -59,6 +60,7 @@ class Parts:
     mark, begins = 316, 317  # whether the token is the mark of a sentence's start; whether it comes behind one
     spare, colon = 318, 319  # the first token's alone, as large as a code and like none; whether the token is a colon
     code, name = 64, 76
+    earliest = slice(320, 320 + SIZE)  # three places before; before that, what the token means
     hidden = 320 + MORE
 
 
@@ -81,7 +83,8 @@ def initialise(model: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon, see
             f"The wired start is for 7 layers of 3 heads of 96, hidden {Parts.hidden}, inner of threes: not {shape}."
         )
     start = Start(model, tokenizer, lexicon, seed)
-    for each in (start.fetch, start.names, start.name, start.look, start.add_up, start.choose, start.copy):
+    layers = (start.fetch, start.names, start.name, start.look, start.add_up, start.recall, start.choose, start.copy)
+    for each in (*layers, start.copy_on):
         each()
 
 
@@ -187,6 +190,7 @@ class Start:
         wiring.match(head, (Parts.token, Parts.before), SAME, levels)
         rare = float(F.softplus(self._lexicon.rare))  # of n same words each has 1 / (n + rare)
         wiring.prefer(head, self._first, SAME + math.log(rare), nowhere)
+        self._only_questions(head, nowhere)
         wiring.carry(head, Parts.sentence, Parts.asked, level.documents)
         head = wiring.head(LOOKS, 1)
         token, before, earlier = (
@@ -195,6 +199,7 @@ class Start:
         wiring.match(head, (token, before), PAIR / 2, levels)
         wiring.match(head, (before, earlier), PAIR / 2, levels)
         wiring.prefer(head, self._first, HALF, nowhere)
+        self._only_questions(head, nowhere)
         wiring.carry(head, Parts.sentence, Parts.asked, level.documents, 0.5)
         write_head(self._model, self._lexicon, level)
 
@@ -209,6 +214,16 @@ class Start:
         wiring.prefer(head, self._first, SUM * level.answers / level.first - 3, (level.answers, level.first))
         wiring.carry(head, Parts.asked, Parts.asked, level.answers, SUMMED)
 
+    def recall(self) -> None:
+        """Layer 3, too: the token three places before, where meanings are needed no longer."""
+        wiring, level = self._wiring, self._wiring.levels(3).documents
+        head = wiring.head(3, 1)
+        # Tokens are not as large as each other here: so what is nearest is preferred by more than they differ, and the
+        # first of all, which is smallest, and its key therefore largest, is kept out.
+        wiring.around(head, 1, {0: 30.0, 1: 16.0, 2: 6.0, 3: 4.0} | dict.fromkeys(range(4, 9), 3.0), level)
+        wiring.prefer(head, self._first, -60.0, (level, level))
+        wiring.carry(head, Parts.earlier, Parts.earliest, level)
+
     def choose(self) -> None:
         """Layer 4: the sentence that was named most; or none."""
         wiring, level = self._wiring, self._wiring.levels(CHOOSES)
@@ -216,7 +231,8 @@ class Start:
         head = wiring.head(CHOOSES, 0)
         wiring.match(head, (Parts.asked, Parts.sentence), CHOICE, levels, (NAMED, NAMED))
         wiring.prefer(head, self._one(Parts.begins) - self._one(ALWAYS), BEGIN, levels)
-        wiring.prefer(head, self._first, BEGIN + NONE, (level.answers, level.first))
+        none = BEGIN * level.documents / level.first + NONE
+        wiring.prefer(head, self._first, none, (level.answers, level.first))
         wiring.carry(head, Parts.sentence, Parts.asked, level.documents, CHOSEN)
         head.value[Parts.name] = self._first * level.first
         head.out[Parts.refused, Parts.name] = 4.0
@@ -239,12 +255,27 @@ class Start:
         norm.zero_()
         norm[Parts.token] = norm[Parts.refused] = 0.3
 
+    def copy_on(self) -> None:
+        """Layer 5, too: what comes behind the current three tokens, above all in the sentence of that name."""
+        wiring, level = self._wiring, self._wiring.levels(COPIES)
+        levels, sizes = (level.answers, level.documents), (CHOSEN * NAMED, NAMED)
+        head = wiring.head(COPIES, 2)
+        for mine, theirs in pairwise((Parts.token, Parts.before, Parts.earlier, Parts.earliest)):
+            wiring.match(head, _starts(mine, theirs, 20), 0.7 * COPY, levels)
+        wiring.match(head, _starts(Parts.asked, Parts.sentence, 18), 0.7 * COPY, levels, sizes)
+        self._give(head, level.documents)
+
     def _give(self, head: Head, level: float) -> None:
         """A head gives the token that it looks at; where the next sentence would start, the answer ends."""
         self._wiring.carry(head, Parts.token, Parts.token, level, COPIED)
         start = self._codes[self._start]
         ends = 1.3 * self._model.embed_tokens.weight[self._ends, Parts.token] - start
         head.out[Parts.token, : Parts.code] += COPIED * torch.outer(ends, start / Parts.code)
+
+    def _only_questions(self, head: Head, levels: tuple[float, float]) -> None:
+        """All but a question's and an answer's tokens look at the first one: what they fetch would only make noise."""
+        asks = self._one(ALWAYS) - self._one(Parts.asking, 1.85)
+        self._wiring.meet(head, asks, self._first, AWAY, levels)
 
     def _one(self, place: int, size: float = ON) -> Tensor:
         """What reads one dimension of a hidden state: 1 where it is as large as this."""

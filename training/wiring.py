@@ -59,6 +59,8 @@ class Wiring:
         shape = model.shape
         self._model = model
         self._random = torch.Generator().manual_seed(seed)
+        self.always = torch.zeros(shape.hidden)  # reads 1 of every token
+        self.always[ALWAYS] = 1 / ON
         self._scale = shape.head**0.5  # attention divides by it
         self._half = shape.head // 2
         self._turns = shape.theta ** -(torch.arange(0, shape.head, 2).double() / shape.head)
@@ -167,9 +169,17 @@ class Wiring:
         head.used += many
 
     def prefer(self, head: Head, what: Tensor, logit: float, levels: tuple[float, float]) -> None:
-        """A head prefers tokens by so much for each 1 that this direction reads of them, wherever it looks from."""
+        """A head prefers tokens by so much for each 1 that this direction reads of them, wherever it looks from.
+
+        Args:
+            logit: below 0 it avoids them.
+        """
+        self.meet(head, self.always, what, logit, levels)
+
+    def meet(self, head: Head, mine: Tensor, theirs: Tensor, logit: float, levels: tuple[float, float]) -> None:
+        """Tokens of which the first direction reads 1 prefer those of which the second does, by so much."""
         at = self._free[head.used]
-        root = (logit * self._scale) ** 0.5
-        head.query[at, ALWAYS] = root * levels[0] / ON
-        head.key[at] += what * root * levels[1]
+        root = (abs(logit) * self._scale) ** 0.5
+        head.query[at] += mine * root * levels[0]
+        head.key[at] += math.copysign(root, logit) * theirs * levels[1]
         head.used += 1

@@ -39,7 +39,7 @@ from training.device import halves
 from training.initialise import Parts, initialise
 from training.lexicon import Lexicon
 from training.lookup import Lookup
-from training.model import Shape, TrainingModel
+from training.model import LOOKS, Shape, TrainingModel
 from training.natural import plain
 from training.optimise import Optimiser, Rates
 from training.tokenizer import make_tokenizer, renewed
@@ -186,6 +186,20 @@ def test_every_word_of_a_question_counts_alike_and_what_stands_around_it_does_no
 
 
 @torch.no_grad()
+def test_words_of_a_document_are_not_looked_up_in_it(model: TrainingModel, tokenizer: Tokenizer) -> None:
+    batch = make_batch(Encoder(tokenizer), 12, Size(1, 20, 6))
+    seen: list[Tensor] = []
+    model.layers[LOOKS].input_layernorm.register_forward_hook(lambda *each: seen.append(each[2]))
+    model(*batch.inputs)
+    told = seen[0][: int(batch.lengths[0])]
+    looks = model.layers[LOOKS].self_attn
+    for head in range(2):
+        rows = slice(model.shape.head * head, model.shape.head * (head + 1))
+        found = looks.q_proj(told)[:, rows] @ looks.k_proj(told)[:, rows].T / model.shape.head**0.5
+        assert float((found[1:, 0] - found[1:, 1:].max(1).values).min()) > 3
+
+
+@torch.no_grad()
 def test_sentences_are_chosen_by_their_names_and_not_by_how_large_they_are(
     model: TrainingModel, tokenizer: Tokenizer
 ) -> None:
@@ -195,6 +209,28 @@ def test_sentences_are_chosen_by_their_names_and_not_by_how_large_they_are(
     model(*batch.inputs)
     sizes = seen[0][1 : int(batch.lengths[0])].square().mean(1).sqrt()
     assert float(sizes.std() / sizes.mean()) < 0.06
+
+
+@torch.no_grad()
+def test_where_two_words_stand_twice_in_a_sentence_the_one_before_them_tells_which_is_gone_on_with(
+    model: TrainingModel, tokenizer: Tokenizer
+) -> None:
+    told = "Ann can set the alarm with a code and Bob brought the alarm to the porter."
+    text = f"The shop is in Mill Lane. {told} It opens at nine."
+    batch = collate(Encoder(tokenizer), [Example(text, (Question("Question: Who was brought the alarm?", told),))])
+    seen: list[Tensor] = []
+    model.layers[5].input_layernorm.register_forward_hook(lambda *each: seen.append(each[2]))
+    model(*batch.inputs)
+    ids, targets = batch.documents[0].tolist(), batch.targets.tolist()
+    alarm = id_of(tokenizer, " alarm")
+    copies, head = model.layers[5].self_attn, slice(2 * model.shape.head, 3 * model.shape.head)
+    behind = [at + 1 for at, each in enumerate(ids) if each == alarm]
+    asking = [at for at, each in enumerate(targets) if targets[at - 1] == alarm]
+    assert [ids[at] for at in behind] == [targets[at] for at in asking]
+    assert len({ids[at] for at in behind}) == 2
+    queries = copies.q_proj(seen[0][len(ids) + batch.wanted[asking]])[:, head] / model.shape.head**0.5
+    found = queries @ copies.k_proj(seen[0][behind])[:, head].T
+    assert float((found.diagonal() - found.flip(1).diagonal()).min()) > 2
 
 
 def test_the_wiring_is_for_one_shape(tokenizer: Tokenizer) -> None:
