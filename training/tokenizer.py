@@ -59,12 +59,12 @@ def normalizer() -> normalizers.Normalizer:
 
 
 def decoder() -> decoders.Decoder:
-    """What makes a text of pieces."""
+    """What makes a text of pieces, of an answer that is still growing, too: a mark alone is no text."""
     steps: list[decoders.Decoder] = [decoders.ByteFallback(), decoders.Fuse()]
     for capital in string.ascii_uppercase:
         steps.append(decoders.Replace(f"{CAPITAL} {capital.lower()}", f" {capital}"))
         steps.append(decoders.Replace(f"{CAPITAL}{capital.lower()}", capital))
-    return decoders.Sequence([*steps, decoders.Replace(START, "")])
+    return decoders.Sequence([*steps, decoders.Replace(START, ""), decoders.Replace(CAPITAL, "")])
 
 
 def make_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Tokenizer:
@@ -90,8 +90,8 @@ def make_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Tokeni
 
 
 def renewed(tokenizer: Tokenizer) -> Tokenizer:
-    """A tokenizer of an earlier run with the normalizer of today; its pieces, and so the model's ids, stay."""
-    tokenizer.normalizer = normalizer()
+    """A tokenizer of an earlier run with what cuts and joins today; its pieces, and so the model's ids, stay."""
+    tokenizer.normalizer, tokenizer.decoder = normalizer(), decoder()
     return tokenizer
 
 

@@ -42,7 +42,7 @@ from training.lookup import Lookup
 from training.model import LOOKS, Shape, TrainingModel
 from training.natural import plain
 from training.optimise import Optimiser, Rates
-from training.tokenizer import make_tokenizer, renewed
+from training.tokenizer import CAPITAL, START, make_tokenizer, renewed
 from training.train import Plan, Run
 
 pytestmark = pytest.mark.exhaustive  # only those who change the training need them each time
@@ -452,7 +452,10 @@ def test_a_tokenizer_is_learned_from_texts() -> None:
     assert made.get_vocab_size() == 700
     assert made.encode("<s>[INST] Two words", add_special_tokens=False).ids[:2] == [1, 4]
     text = "A Mill by the Sea.\n\nIt is 1887 years old."
-    assert made.decode(made.encode(text, add_special_tokens=False).ids).split() == text.split()
+    ids = made.encode(text, add_special_tokens=False).ids
+    assert made.decode(ids).split() == text.split()
+    grown = [made.decode(ids[:many]) for many in range(len(ids))]
+    assert not any(mark in each for mark in (CAPITAL, START) for each in grown)
 
 
 def test_which_answers_are_exact(tokenizer: Tokenizer) -> None:
