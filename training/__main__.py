@@ -76,17 +76,22 @@ def _options() -> argparse.Namespace:
     add("--first", type=int, default=18, help="sentences of a document at the start (default: 18)")
     add("--longest", type=int, default=170, help="sentences of the longest documents, 3 of 10 (default: 170)")
     add("--last", type=int, default=45, help="and from half of the run on (default: 45); some have more, see --longest")
-    add("--matrices", type=float, default=0.002, help="rate of the layers' matrices, by Muon (default: 0.002)")
-    add("--norms", type=float, default=1e-3, help="rate of the norms, by AdamW (default: 0.001)")
+    add("--matrices", type=float, default=0.0016, help="rate of the layers' matrices, by Muon (default: 0.0016)")
+    add("--norms", type=float, default=6e-4, help="rate of the norms, by AdamW (default: 0.0006)")
     add("--embeddings", type=float, default=2e-4, help="rate of the embeddings, by AdamW (default: 0.0002)")
-    add("--decay", type=float, default=0.6, help="part of the run in which the rates fall to almost 0 (default: 0.6)")
+    add("--decay", type=float, default=0.9, help="part of the run in which the rates fall to almost 0 (default: 0.9)")
     add(
         "--frozen",
         type=int,
         help="so many first layers, and the embeddings, stay as they are (default: 2, with --from 0)",
     )
     add("--average", type=float, default=0.0, help="keep so much of an average of weights at each step (default: 0)")
-    add("--looking", type=float, default=0.04, help="how much it counts which sentences are looked at (default: 0.04)")
+    add(
+        "--looking",
+        type=float,
+        default=0.1,
+        help="how much it counts which sentence is chosen (default: 0.1)",
+    )
     return reader.parse_args()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -14,9 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training.data.document import REFUSED, Example, example
-from training.data.questions import Question
-from training.lookup import Lookup
-from training.natural import plain
+from training.easier import easier
 from training.tokenizer import START
 
 PAD, END = "<pad>", "</s>"
@@ -151,24 +148,6 @@ def make_batch(encoder: Encoder, seed: int, size: Size, *, held_out: bool = Fals
         for at in range(size.documents)
     ]
     return collate(encoder, examples)
-
-
-def easier(made: Example, hard: float, seed: int) -> Example:
-    """An example with only such a part of the questions that a plain lookup does not answer; with one, at least.
-
-    People ask in a document's words more often than the generator does, and who is asked in others too often learns to
-    say that it is not there.
-    """
-    if hard >= 1:
-        return made
-    lookup, chance = Lookup(made.text), random.Random(seed)
-
-    def found(question: Question) -> bool:
-        answer, wanted = plain(lookup.answer(question.text.rpartition("Question: ")[2])), plain(question.answer)
-        return answer in wanted or wanted in answer
-
-    kept = tuple(each for each in made.questions if each.refused or found(each) or chance.random() < hard)
-    return replace(made, questions=kept or made.questions[:1])
 
 
 def collate(encoder: Encoder, examples: Sequence[Example]) -> Batch:

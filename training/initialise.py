@@ -84,7 +84,7 @@ def initialise(model: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon, see
         )
     start = Start(model, tokenizer, lexicon, seed)
     layers = (start.fetch, start.names, start.name, start.look, start.add_up, start.recall, start.choose, start.copy)
-    for each in (*layers, start.copy_on):
+    for each in layers:
         each()
 
 
@@ -238,7 +238,7 @@ class Start:
         head.out[Parts.refused, Parts.name] = 4.0
 
     def copy(self) -> None:
-        """Layer 5: what comes behind the current token, and behind the current two, in the sentence of that name."""
+        """Layer 5: what comes behind the current token, the current two, and three, in the sentence of that name."""
         wiring, level = self._wiring, self._wiring.levels(COPIES)
         levels, sizes = (level.answers, level.documents), (CHOSEN * NAMED, NAMED)
         names = (Parts.asked, Parts.sentence)
@@ -251,19 +251,14 @@ class Start:
         wiring.match(head, _starts(Parts.before, Parts.earlier, 17), 0.5 * COPY, levels)
         wiring.match(head, _ends(*names, 44), COPY, levels, sizes)
         self._give(head, level.documents)
-        norm = self._model.norm.weight
-        norm.zero_()
-        norm[Parts.token] = norm[Parts.refused] = 0.3
-
-    def copy_on(self) -> None:
-        """Layer 5, too: what comes behind the current three tokens, above all in the sentence of that name."""
-        wiring, level = self._wiring, self._wiring.levels(COPIES)
-        levels, sizes = (level.answers, level.documents), (CHOSEN * NAMED, NAMED)
         head = wiring.head(COPIES, 2)
         for mine, theirs in pairwise((Parts.token, Parts.before, Parts.earlier, Parts.earliest)):
             wiring.match(head, _starts(mine, theirs, 20), 0.7 * COPY, levels)
-        wiring.match(head, _starts(Parts.asked, Parts.sentence, 18), 0.7 * COPY, levels, sizes)
+        wiring.match(head, _starts(*names, 18), 0.7 * COPY, levels, sizes)
         self._give(head, level.documents)
+        norm = self._model.norm.weight
+        norm.zero_()
+        norm[Parts.token] = norm[Parts.refused] = 0.3
 
     def _give(self, head: Head, level: float) -> None:
         """A head gives the token that it looks at; where the next sentence would start, the answer ends."""

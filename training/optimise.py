@@ -21,11 +21,11 @@ ROUNDS = 5
 class Rates:
     """How far a step goes. 0.005 for the matrices undoes what the start has wired, and it has to be learned again."""
 
-    matrices: float = 0.002
-    norms: float = 1e-3
+    matrices: float = 0.0016
+    norms: float = 6e-4
     embeddings: float = 2e-4
     warm: int = 30  # steps
-    decay: float = 0.6  # of the run, its last part; exact answers come mostly then
+    decay: float = 0.9  # of the run, its last part; exact answers come mostly then
     least: float = 0.02  # of the rate, at the very end
 
     def factor(self, step: int, progress: float) -> float:

@@ -42,7 +42,7 @@ class Plan:
         frozen: so many of the first layers, and the embeddings, stay as they are: a step takes half the time, and what
             looks up is not forgotten while the rest learns something new; 0: all is trained.
         average: how much of the average of weights each step keeps; 0: the last weights are the result.
-        looking: how much it counts at which sentences the words of a question look.
+        looking: how much it counts at which sentences the words of a question look, and which one is chosen.
     """
 
     folder: Path
@@ -53,7 +53,7 @@ class Plan:
     every: float = 5
     frozen: int = 0
     average: float = 0.0
-    looking: float = 0.04
+    looking: float = 0.1
     rates: Rates = field(default_factory=Rates)
     curriculum: Curriculum = field(default_factory=Curriculum)
 

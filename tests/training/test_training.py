@@ -24,7 +24,6 @@ from training.batch import (
     Size,
     choosing_loss,
     collate,
-    easier,
     exact,
     id_of,
     looking_loss,
@@ -36,6 +35,7 @@ from training.curriculum import Curriculum
 from training.data.document import Example, example
 from training.data.questions import Question
 from training.device import halves
+from training.easier import easier
 from training.initialise import Parts, initialise
 from training.lexicon import Lexicon
 from training.lookup import Lookup
