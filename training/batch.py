@@ -100,7 +100,8 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.pad, self.end, self.start = (id_of(tokenizer, each) for each in (PAD, END, START))
-        self.prompt = self.question("Question:")[:-1]  # what stands before the first word of a question
+        self.prompt = self.question("Question:")[:-1]  # what stands before the first word of a question …
+        self.selected = self.question("Selected text:")[:-1]  # … and of a selection
 
     def document(self, text: str) -> list[int]:
         """The prefix."""
@@ -109,6 +110,10 @@ class Encoder:
     def question(self, text: str) -> list[int]:
         """The suffix; ``text`` has "Question: " in it, and a selection before that if there is one."""
         return self._ids(f"{text} [/INST]")
+
+    def before(self, question: Sequence[int]) -> int:
+        """How many tokens of a suffix come before the first that asks: a selection asks, too."""
+        return next(len(each) for each in (self.prompt, self.selected) if list(question[: len(each)]) == each)
 
     def answer(self, text: str) -> list[int]:
         """The answer and the end; the mark that a sentence starts is left out, as ``[/INST]`` stands for it."""
@@ -183,15 +188,14 @@ def collate(encoder: Encoder, examples: Sequence[Example]) -> Batch:
             targets += answer
             answers += [count] * len(answer)
             count += 1
-            before = len(encoder.prompt)
             place = None if refused else encoder.place(documents[at], answer)
             if refused or place is not None:
                 first = base + len(question) - 1
                 again = range(first, first + min(CHOSEN_AGAIN, len(answer)))
                 choosers += again
                 chosen += [0 if place is None else int(numbers[at][place])] * len(again)
-            if place is not None and question[:before] == encoder.prompt:  # the words of a selection ask nothing
-                words = range(base + before, base + len(question) - 1)
+            if place is not None:
+                words = range(base + encoder.before(question), base + len(question) - 1)
                 askers += words
                 asking += [len(found)] * len(words)
                 found.append(int(numbers[at][place]))

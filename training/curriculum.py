@@ -42,7 +42,7 @@ class Curriculum:
             sentences = random_.randint(min(4, most), most)
         elif kind > 1 - self.long and most >= 12:
             sentences = random_.randint(most, max(most, self.longest))
-        questions = max(4, min(24, sentences * 7 // 10))
+        questions = max(4, min(36, sentences * 7 // 10))
         documents = max(1, round(self.tokens / (sentences * SENTENCE + questions * QUESTION)))
         asked = round(questions / (0.5 + 0.5 * self.hard))  # about half of what is asked is hard
         return Size(documents, sentences, asked, self.refused[progress > 0.5], self.hard)

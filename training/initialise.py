@@ -6,7 +6,7 @@ see `Parts`: what a token is, what stands before it, which sentence it is in, an
     layer 0   fetches the token before; and, into two bags, the rarer of the tokens around 4 and 10 places before, of
               which the gated part makes a name: as long as any other, and like hardly any
     layer 1   fetches that name from where the latest sentence starts; the token two places before; and whether
-              "Question:" stands before
+              "Question:" or "Selected text:" stands before, and no sentence has started since
     layer 2   words of the question find the same words in the document, or words that answer to them by what they
               mean, and fetch their sentences' names; where nothing is found, they look at the first token of all
     layer 3   adds up the names over the question; and fetches the token three places before, to where meanings were
@@ -43,6 +43,8 @@ HATS, STEEP = 1.3, 4.0  # how narrow hats are, and how pointed, see `Start.names
 NAMED, SUMMED, CHOSEN, COPIED = 0.8, 10.0, 8.0, 2.5  # how large names are, and what is made of them and of tokens
 # How much heads are drawn to where they should look, as logits.
 SAME, PAIR, HALF, SUM, CHOICE, BEGIN, NONE, AWAY, COPY = 13.0, 16.0, 12.0, 14.0, 10.0, 8.0, 12.0, 20.0, 10.0
+BEGINS, SURE = 0.25, 20.0  # how large the sign of what begins to ask is, and how sharply it is told; …
+LATER, SOONER, RECENT = 80.0, 0.09, 1.4  # … how much it counts, how much more than a start, and what comes later
 BEHIND = {0: 12.0, 1: 8.0} | dict.fromkeys(range(2, 9), 6.0)  # to the one place, by pairs of dimensions
 AROUND = ((4.5, 1.4, 3.0), (10, 0.4, 2.5))  # so many places before, more or less sharply
 LATEST = ((3, 5.0, 20), (4, 10.0, 40), (5, 15.0, 80), (6, 20.0, 150), (7, 20.0, 400), (8, 20.0, 1000))
@@ -92,13 +94,16 @@ class Start:
     """The circuits, in the order of their layers."""
 
     def __init__(self, model: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon, seed: int) -> None:
-        self._model, self._lexicon = model, lexicon
+        self._model, self._tokenizer, self._lexicon = model, tokenizer, lexicon
         self._wiring = wiring = Wiring(model, tokenizer, seed)
         wiring.randomise()
         nothing, inst, start, begins, self._ends = (
             id_of(tokenizer, each) for each in ("<s>", "[INST]", START, "[/INST]", "</s>")
         )
-        self._question, self._colon = Encoder(tokenizer).prompt[-2:]
+        self._begins, self._nothing = begins, nothing
+        encoder = Encoder(tokenizer)
+        self._question, self._colon = encoder.prompt[-2:]
+        self._selected = encoder.selected[-2]
         weight = model.embed_tokens.weight
         codes = wiring.random(len(weight), Parts.code)
         codes *= Parts.code**0.5 / codes.norm(dim=1, keepdim=True)
@@ -145,7 +150,7 @@ class Start:
         for each in (gate, up, down):
             each.zero_()
         up[:, ALWAYS] = level / ON
-        many = (len(gate) - 1) // 3
+        many = (len(gate) - 3) // 3
         reads = torch.zeros(many, Parts.hidden)
         for bag in (Parts.sentence, Parts.asked):
             reads[:, bag.start : bag.start + Parts.code] = wiring.random(many, Parts.code) * HATS / FAINT / 8
@@ -160,6 +165,15 @@ class Start:
         gate[-1] = level * (self._one(ALWAYS) - 8 * self._first)
         named = wiring.starts(1)[:, Parts.asked].mean(0)
         down[Parts.asked, -1] = -named / F.silu(torch.tensor(1.0))
+        # Two more units see what begins to ask, and say so where otherwise the first token has a number of its own.
+        level = wiring.levels(0, NORMS[1]).questions
+        question = self._tells(Parts.before, {self._question: 1.0, self._selected: 1.0})
+        question += self._tells(Parts.token, {self._colon: 1.0}) - 1.5 * self._one(ALWAYS)
+        begins = self._tells(Parts.token, {self._begins: 1.0}) - 0.5 * self._one(ALWAYS) - self._one(Parts.mark)
+        for row, sees in ((-3, question), (-2, begins)):
+            gate[row] = SURE * level * (2 * sees - 100 * self._first)
+            up[row, ALWAYS] = level / ON
+            down[Parts.spare, row] = BEGINS / SURE
 
     def name(self) -> None:
         """Layer 1: the sentence's name; the token two places before; whether it is a question."""
@@ -173,11 +187,31 @@ class Start:
         head = wiring.head(1, 1)
         wiring.around(head, 1, BEHIND, level)
         wiring.carry(head, slice(Parts.before.start, Parts.before.start + 32), Parts.earlier, level)
+        self.asks()
+
+    def asks(self) -> None:
+        """Layer 1, too: whether "Question:" or "Selected text:" stands before, and no sentence has started since.
+
+        A document may well have such lines. Of what begins to ask, ``[/INST]`` too, and of starts the latest counts.
+        """
+        wiring, level = self._wiring, self._wiring.levels(1).documents
         head = wiring.head(1, 2)
-        colon, question = self._code(Parts.token, self._colon), self._code(Parts.before, self._question)
-        wiring.prefer(head, colon + question + 1.5 * self._first, 10.0, (level, level))
-        head.value[0] = colon * level
-        head.out[Parts.asking, 0] = 2.0
+        spare = float(self._model.embed_tokens.weight[self._nothing, Parts.spare])
+        begins = self._one(Parts.spare, BEGINS) - spare / BEGINS * self._first
+        start = self._one(Parts.mark, float(self._model.embed_tokens.weight[self._start, Parts.mark]))
+        wiring.prefer(head, begins + (1 - SOONER) * start, LATER, (level, level))
+        for at, how, ahead in LATEST:
+            wiring.around(head, -ahead, {at: RECENT * how}, level)
+        head.value[0] = begins * level
+        head.out[Parts.asking, 0] = 1.95
+
+    def _tells(self, part: slice, wanted: dict[int, float]) -> Tensor:
+        """The smallest direction that reads this of these tokens, in the part of a hidden state that holds tokens."""
+        known = self._model.embed_tokens.weight[list(wanted), Parts.token]
+        found = torch.zeros(Parts.hidden)
+        read = torch.tensor(list(wanted.values()))[:, None]
+        found[part] = torch.linalg.lstsq(known, read, driver="gelsd").solution[:, 0]
+        return found
 
     def look(self) -> None:
         """Layer 2: the same word; two in a row; what answers by its meaning.

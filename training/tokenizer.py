@@ -27,6 +27,9 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 VOCABULARY = 3072
 ENDINGS = r"(?:ing|ed|es|s|er|ly|e)"
 ABBREVIATED = "|".join(rf"{each}\." for each in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "e\\.g", "i\\.e", "No", "vs"))
+ENDED = r"[.!?]|[.!?][\"')\]*_]|[.!?]\*\*"
+KEY = r"(?:[A-Z][^\n:.!?]{0,24}: |\([\da-z]{1,2}\))"  # a line of its own, however long the one before is
+SEVERAL = 5  # starts in a question, or in the first line that is selected, that are not marked
 WORDS = 4096  # that are whole pieces, too
 WORD = re.compile(" [a-z]{3,}")
 # Not so: words of the prompt, which a trained model goes wrong without, and those that have hardly a meaning of their
@@ -42,12 +45,17 @@ def normalizer() -> normalizers.Normalizer:
         (r"[ \t]+", " "),
         (r" ?\n ?", "\n"),
         # A line break within a paragraph is a space, unless an item of a list or a heading follows.
-        (r"(?<=[^\n.!?:])\n(?=[a-z(])", " "),
-        (r"(?<=[^\n]{40})(?<![.!?:\n])\n(?=[^\s\-*#>|\d])", " "),
+        (r"(?<=[^\n.!?:])\n(?=[a-z]|\((?!\w{1,2}\)))", " "),
+        (rf"(?<=[^\n]{{40}})(?<![.!?:\n])\n(?=[^\s\-*#>|\d])(?!{KEY})", " "),
         (r"\s+\z", ""),
         # Where sentences start …
+        (rf"(?<={ENDED})(?<!{ABBREVIATED})[ ](?=[\"'(\[*_]{{0,3}}[A-Z]|[*_]{{0,2}}`)", f"{START} "),
+        (r"(?<=[!?])[ ](?=\d)", f"{START} "),
+        # … but not in a question, nor in the first line that is selected: see `initialise`, which asks as far as that …
+        (r"^ ?Selected text:\K\s*\n\s*(?!Question:)(?=\S)", " "),
+        (r"^ ?Question: [^\n.?!]*\K\n+(?=[^\n])", " "),
+        *[(rf"^ ?(?:Question|Selected text): [^\n{START}]*\K{START}", "")] * SEVERAL,
         (r"\A\s*(?=\S)", f"{START} "),
-        (rf"(?<=[.!?]|[.!?][\"')\]])(?<!{ABBREVIATED})[ ](?=[\"'(\[]?[A-Z])", f"{START} "),
         (r"\s*\n\s*(?=\S)", f"{START} "),
         # … and behind the mark of an item or a heading.
         (rf"(?<={MARKS})[ ](?=\S)", f"{START} "),

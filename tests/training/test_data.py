@@ -13,6 +13,7 @@ from training.data.document import example
 from training.data.facts import KINDS, OF_ANYTHING, Family, families, state, subject
 from training.data.maker import Maker
 from training.data.questions import REFUSAL
+from training.data.selections import named, selected
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = range(40)
@@ -50,6 +51,30 @@ def test_an_answer_is_of_one_line_and_asked_for_as_the_daemon_asks() -> None:
         for question in example(seed, 20, 10).questions:
             assert "\n" not in question.answer
             assert re.match(r"(Selected text:\n.+\n\n)?Question: .+$", question.text)
+
+
+def test_what_is_selected_stands_in_the_document_and_is_asked_about_in_its_place() -> None:
+    pointed = 0
+    for seed in range(40):
+        texts = [question.answer for question in example(seed, 12, 6).questions if not question.refused]
+        for at in range(len(texts)):
+            asked, selection = selected(Maker(seed), "Where does the old miller live now?", texts, at)
+            assert selection in " ".join(texts)
+            assert asked.endswith("?") or asked == "Explain this."
+    told = ["Ann is the old miller of Odense.", "He lives at 4 Mill Lane."]
+    for seed in range(200):
+        asked, selection = selected(Maker(seed), "Where does the old miller of Odense live?", told, 1)
+        if "miller" in selection and "miller" not in asked:
+            pointed += 1
+            assert re.fullmatch(r"Where does (it|this|that|he|she|they) live\?", asked)
+            assert selection in told[0]
+    assert pointed > 60
+
+
+def test_what_a_question_and_a_text_both_name_is_the_longest() -> None:
+    assert named("Where does the old miller live?", "An old miller, Ann.") == ("Where does {} live?", "old miller")
+    assert named("Where is it?", "It is there.") is None
+    assert named("Where is Ann?", "Anna is here.") is None
 
 
 def test_a_document_has_about_as_many_sentences_as_asked_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -123,7 +124,7 @@ def test_steps_lower_the_loss_on_a_fixed_batch(model: TrainingModel, tokenizer: 
 
 @torch.no_grad()
 def test_the_wired_start_chooses_and_copies_before_any_step(model: TrainingModel, tokenizer: Tokenizer) -> None:
-    batch = make_batch(Encoder(tokenizer), 2, Size(6, 12, 8))
+    batch = make_batch(Encoder(tokenizer), 3, Size(6, 12, 8))
     logits = model(*batch.inputs)
     told = batch.chosen > 0
     choices = model.choices.view(-1, model.choices.shape[-1])[batch.choosers[told]]
@@ -183,6 +184,38 @@ def test_every_word_of_a_question_counts_alike_and_what_stands_around_it_does_no
     # Who only reads looks at the first token, which has nothing to add.
     query = adds.q_proj(told)[:, head] / model.shape.head**0.5
     assert float((query @ adds.k_proj(first)[:, head].T - query @ adds.k_proj(told)[:, head].T).mean()) > 8
+
+
+def asking(model: TrainingModel, batch: Batch) -> list[bool]:
+    """Which tokens of a batch's documents, and then of its questions, look something up."""
+    seen: list[Tensor] = []
+    model.layers[LOOKS].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # type: ignore[union-attr]
+    with torch.no_grad():
+        model(*batch.inputs)
+    asks: list[bool] = (seen[0][:, Parts.asking] > 1).tolist()
+    return asks
+
+
+@pytest.mark.parametrize("selected", ["", "Selected text:\nthe kettle of Ann\n\n"])
+def test_what_is_asked_and_selected_looks_something_up_and_of_a_document_only_lines_that_seem_to_ask(
+    model: TrainingModel, tokenizer: Tokenizer, selected: str
+) -> None:
+    encoder = Encoder(tokenizer)
+    told = "Text: see below.\nQuestion: Where is the kettle?\nIt is there, at last: in the shed. Ann found it.\nAnd?"
+    question = f"{selected}Question: I need a kettle. Where is it?"
+    batch = collate(encoder, [Example(told, (Question(question, "It is there, at last: in the shed."),))])
+    asks, many = asking(model, batch), batch.documents.numel()
+    starts = [at for at, each in enumerate(batch.documents[0].tolist()) if each == encoder.start]
+    assert len(starts) == 5
+    assert not any(asks[starts[3] : int(batch.lengths[0])])
+    begins = many + encoder.before(encoder.question(question)) - 1
+    answered = many + int(batch.choosers[0])
+    assert not any(asks[many:begins])
+    if selected:
+        again = many + encoder.question(question).index(id_of(tokenizer, " question"))
+        assert all(asks[begins : again - 2])
+        begins = again + 1
+    assert all(asks[begins : answered + 12])
 
 
 @torch.no_grad()
@@ -298,16 +331,18 @@ def test_questions_in_a_batch_do_not_see_each_other(model: TrainingModel, tokeni
 def test_a_batch_knows_which_words_ask_and_in_which_sentence_the_answer_is(tokenizer: Tokenizer) -> None:
     encoder = Encoder(tokenizer)
     made = example(31, 9, 8)
+    told = made.questions[0]
+    selected = replace(told, text=f"Selected text:\nthe red boat\n\n{told.text}")
+    made = replace(made, questions=(*made.questions, selected))
     batch = collate(encoder, [made])
     ids = encoder.document(made.text)
-    asked = [each for each in made.questions if not each.text.startswith("Selected")]
-    found = [each for each in asked if not each.refused]
+    found = [each for each in made.questions if not each.refused]
     assert len(batch.found) == len(found) > 3
     for number, (question, sentence) in enumerate(zip(found, batch.found.tolist(), strict=True)):
         told = batch.sentences[0, :, sentence].nonzero().flatten().tolist()
         assert tokenizer.decode([ids[at] for at in told]).strip().startswith(question.answer.partition("\n")[0][:12])
         words = batch.asked.flatten()[batch.askers[batch.asking == number]].tolist()
-        assert tokenizer.decode(words).strip() == question.text.removeprefix("Question: ")
+        assert tokenizer.decode(words).split() == re.sub(r"\A(Selected text|Question):", "", question.text).split()
 
 
 def test_an_answer_is_found_by_its_first_sentence(tokenizer: Tokenizer) -> None:
@@ -445,6 +480,21 @@ def test_sentences_start_where_they_do(tokenizer: Tokenizer) -> None:
     assert [tokenizer.decode(tokenizer.encode(each).ids).strip()[:9].strip() for each in starts] == [
         *("#", "The mill", "Dr. Ames", "It stands", "-", "Two eggs,", "1.", "Open `con", "2.", "300 turns"),
     ]
+
+
+def test_sentences_start_with_code_and_emphasis_too_and_keys_and_clauses_on_lines_of_their_own(
+    tokenizer: Tokenizer,
+) -> None:
+    parts = (
+        *("Which one is it? ", "`fetch` reads a page. ", "**Bold** stays. ", "*Ames* left!* "),
+        *("What then? ", "12 of them. ", "Attendees of the meeting of the society: Ada, Bea\n"),
+        *("Apologies for absence: Cyd, who is always late\n", "(4) Nobody may speak of it before the year has ended\n"),
+        "(5) Telephones stay outside, those of the (few) guests in a basket that is as\nlarge (or nearly) as this.",
+    )
+    marked = tokenizer.normalizer.normalize_str("".join(parts))
+    assert len(re.findall(START, marked)) == len(parts)
+    for start, part in zip(marked.split(START)[1:], parts, strict=True):
+        assert start.replace(CAPITAL, "").lower().split() == part.lower().split()
 
 
 def test_a_tokenizer_is_learned_from_texts() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,9 +9,10 @@ from training.data.facts import Fact
 from training.data.layout import APOLOGIES, CHAIR, FROM, PRESENT, SUBJECT, TO, Block
 from training.data.maker import Maker
 from training.data.questions import REFUSAL, Question, by_words, put, roughen, stems, unanswerable
+from training.data.selections import selected
 from training.data.written import Page
 
-SELECTED = 0.05  # come with a selection
+SELECTED = 0.1  # come with a selection
 OF_ITS_FORM = frozenset(PRESENT + APOLOGIES + CHAIR + TO + FROM + SUBJECT)  # clear whatever else is said
 LONGEST = 330  # characters of an answer
 WORDS = 0.18  # of the questions are a few words of the sentence; in written documents half as many
@@ -86,7 +86,8 @@ def _collected(
             asked = nothing()
             if asked and asked not in seen:
                 seen.add(asked)
-                found.append(Question(put(roughen(maker, asked), _selection(maker, facts)), REFUSAL, True))
+                selection = maker.one(facts).text if maker.chance(SELECTED) else None
+                found.append(Question(put(roughen(maker, asked), selection), REFUSAL, True))
             continue
         at = maker.number(0, len(facts) - 1) if maker.chance(0.9) else 0
         fact = facts[at]
@@ -95,7 +96,9 @@ def _collected(
         asked = about(at)
         if asked and asked not in seen:
             seen.add(asked)
-            found.append(Question(_put(maker, asked, fact, facts), fact.text))
+            texts = [each.text for each in facts]
+            asked, selection = selected(maker, asked, texts, at) if maker.chance(SELECTED) else (asked, None)
+            found.append(Question(put(roughen(maker, asked), selection), fact.text))
     return found
 
 
@@ -118,27 +121,3 @@ def _clear(asked: str, mine: frozenset[str], others: list[frozenset[str]]) -> bo
     if not shared:
         return not most  # a paraphrase, and nothing that misleads
     return most <= shared + 1 and (most <= shared or len(wanted) > shared)
-
-
-def _put(maker: Maker, asked: str, fact: Fact, facts: list[Fact]) -> str:
-    if not maker.chance(SELECTED):
-        return put(roughen(maker, asked))
-    kind = maker.random.random()
-    if kind < 0.45:
-        return put(roughen(maker, asked), fact.text)
-    if kind < 0.7 and (pointing := _pointing(maker, asked, fact)):
-        return put(pointing, fact.text)
-    return put(roughen(maker, asked), maker.one(facts).text)
-
-
-def _pointing(maker: Maker, asked: str, fact: Fact) -> str | None:
-    """The question with "it" or "this" in place of what is selected."""
-    for word in ("the ", "The "):
-        match = re.search(rf"\b{word}[a-z]+( [a-z]+)?(?=[?])", asked)
-        if match and match[0].split(" ", 1)[1] in fact.text:
-            return asked.replace(match[0], maker.one(("it", "this", "that")))
-    return maker.one(("What does this say?", "What is this?", "Explain this.")) if maker.chance(0.2) else None
-
-
-def _selection(maker: Maker, facts: list[Fact]) -> str | None:
-    return maker.one(facts).text if maker.chance(SELECTED) else None

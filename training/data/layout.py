@@ -148,15 +148,15 @@ def _manual(maker: Maker, blocks: list[Block]) -> str:
 
 def _answers(maker: Maker, blocks: list[Block]) -> str:
     parts = [maker.one(("# Frequently asked questions", "# FAQ", "Questions and answers", "# Questions"))]
-    shape = maker.one(("### {q}\n{a}", "**{q}**\n{a}", "Q: {q}\nA: {a}", "{q}\n\n{a}", "## {q}\n\n{a}", "- {q} {a}"))
+    shape = maker.one(("### {q}\n{a}", "**{q}**\n{a}", "Q: ", "Question: ", "{q}\n\n{a}", "## {q}\n\n{a}", "- {q} {a}"))
     for block in blocks:
         for fact in block.facts:
             if not fact.questions:
                 parts.append(fact.text)
                 continue
-            if shape.startswith("Q:"):
-                fact.text = f"A: {fact.text}"
-                parts.append(f"Q: {maker.one(fact.questions)}\n{fact.text}")
+            if shape.endswith(": "):
+                fact.text = f"{'A' if shape == 'Q: ' else 'Answer'}: {fact.text}"
+                parts.append(f"{shape}{maker.one(fact.questions)}\n{fact.text}")
             else:
                 parts.append(shape.replace("{q}", maker.one(fact.questions)).replace("{a}", fact.text))
     return "\n\n".join(parts)

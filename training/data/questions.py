@@ -73,11 +73,15 @@ def by_words(maker: Maker, text: str, elsewhere: Iterable[frozenset[str]]) -> st
 
 
 def roughen(maker: Maker, text: str) -> str:
-    """A question as it is typed: in lower case, without its mark, politely."""
+    """A question as it is typed: in lower case, without its mark, politely, with something before it or behind."""
     if maker.chance(0.05):
         text = text.lower()
     if maker.chance(0.05):
         text = text.rstrip("?.")
+    elif maker.chance(0.03):
+        text = f"{text} {maker.one(('Thanks!', 'Thanks.', 'Thank you.', 'I could not find it.', 'I need to know.'))}"
+    if maker.chance(0.02):
+        text = f"{maker.one(('Hello,', 'Hi!', 'I am new here.', 'I read the whole text.', 'Sorry,'))} {text}"
     if maker.chance(0.03):
         return f"{maker.one(('Please tell me:', 'Do you know:', 'I would like to know:', 'So,'))} {text}"
     return text
