@@ -85,8 +85,9 @@ def initialise(model: TrainingModel, tokenizer: Tokenizer, lexicon: Lexicon, see
             f"The wired start is for 7 layers of 3 heads of 96, hidden {Parts.hidden}, inner of threes: not {shape}."
         )
     start = Start(model, tokenizer, lexicon, seed)
-    layers = (start.fetch, start.names, start.name, start.look, start.add_up, start.recall, start.choose, start.copy)
-    for each in layers:
+    for each in (start.fetch, start.names, start.signs, start.name, start.asks, start.look, start.add_up):
+        each()
+    for each in (start.recall, start.choose, start.copy):
         each()
 
 
@@ -165,8 +166,15 @@ class Start:
         gate[-1] = level * (self._one(ALWAYS) - 8 * self._first)
         named = wiring.starts(1)[:, Parts.asked].mean(0)
         down[Parts.asked, -1] = -named / F.silu(torch.tensor(1.0))
-        # Two more units see what begins to ask, and say so where otherwise the first token has a number of its own.
+
+    def signs(self) -> None:
+        """Two more units of layer 0: what begins to ask, told where otherwise the first token has a number of its own.
+
+        "A colon" and "behind that word" must be seen by one unit: added up in a head, either is half a sign.
+        """
+        wiring, feed = self._wiring, self._wiring.layer(0).mlp
         level = wiring.levels(0, NORMS[1]).questions
+        gate, up, down = (each.weight for each in (feed.gate_proj, feed.up_proj, feed.down_proj))
         question = self._tells(Parts.before, {self._question: 1.0, self._selected: 1.0})
         question += self._tells(Parts.token, {self._colon: 1.0}) - 1.5 * self._one(ALWAYS)
         begins = self._tells(Parts.token, {self._begins: 1.0}) - 0.5 * self._one(ALWAYS) - self._one(Parts.mark)
@@ -176,7 +184,7 @@ class Start:
             down[Parts.spare, row] = BEGINS / SURE
 
     def name(self) -> None:
-        """Layer 1: the sentence's name; the token two places before; whether it is a question."""
+        """Layer 1: the sentence's name; the token two places before."""
         wiring, level = self._wiring, self._wiring.levels(1).documents
         head = wiring.head(1, 0)
         wiring.prefer(head, self._one(Parts.begins), 60.0, (level, level))
@@ -187,7 +195,6 @@ class Start:
         head = wiring.head(1, 1)
         wiring.around(head, 1, BEHIND, level)
         wiring.carry(head, slice(Parts.before.start, Parts.before.start + 32), Parts.earlier, level)
-        self.asks()
 
     def asks(self) -> None:
         """Layer 1, too: whether "Question:" or "Selected text:" stands before, and no sentence has started since.
