@@ -15,6 +15,7 @@ from training.initialise import initialise
 from training.lexicon import learn
 from training.model import Shape, TrainingModel
 from training.optimise import Rates
+from training.sharpen import sharpen
 from training.tokenizer import corpus, make_tokenizer, renewed, with_words
 from training.train import Plan, Run
 
@@ -56,6 +57,7 @@ def main() -> None:
         sys.exit(f"Stopped; the same command goes on from the checkpoint in {options.run}.")
     if run.rank:
         return
+    sharpen(trained, options.sharper)
     export(trained, tokenizer, options.out)
     if options.ship:
         ship(options.out)
@@ -92,6 +94,7 @@ def _options() -> argparse.Namespace:
         default=0.1,
         help="how much it counts which sentence is chosen (default: 0.1)",
     )
+    add("--sharper", type=float, default=1.25, help="how much more sharply to copy at the end (default: 1.25)")
     return reader.parse_args()
 
 

@@ -43,7 +43,7 @@ HATS, STEEP = 1.3, 4.0  # how narrow hats are, and how pointed, see `Start.names
 NAMED, SUMMED, CHOSEN, COPIED = 0.8, 10.0, 8.0, 2.5  # how large names are, and what is made of them and of tokens
 # How much heads are drawn to where they should look, as logits.
 SAME, PAIR, HALF, SUM, CHOICE, BEGIN, NONE, AWAY, COPY = 13.0, 16.0, 12.0, 14.0, 10.0, 8.0, 12.0, 20.0, 10.0
-BEGINS, SURE = 0.25, 20.0  # how large the sign of what begins to ask is, and how sharply it is told; …
+BEGINS, SURE = 2.0, 20.0  # how large the sign of what begins to ask is, and how sharply it is told; …
 LATER, SOONER, RECENT = 80.0, 0.09, 1.4  # … how much it counts, how much more than a start, and what comes later
 BEHIND = {0: 12.0, 1: 8.0} | dict.fromkeys(range(2, 9), 6.0)  # to the one place, by pairs of dimensions
 AROUND = ((4.5, 1.4, 3.0), (10, 0.4, 2.5))  # so many places before, more or less sharply
@@ -175,12 +175,13 @@ class Start:
         wiring, feed = self._wiring, self._wiring.layer(0).mlp
         level = wiring.levels(0, NORMS[1]).questions
         gate, up, down = (each.weight for each in (feed.gate_proj, feed.up_proj, feed.down_proj))
-        question = self._tells(Parts.before, {self._question: 1.0, self._selected: 1.0})
-        question += self._tells(Parts.token, {self._colon: 1.0}) - 1.5 * self._one(ALWAYS)
-        begins = self._tells(Parts.token, {self._begins: 1.0}) - 0.5 * self._one(ALWAYS) - self._one(Parts.mark)
-        for row, sees in ((-3, question), (-2, begins)):
-            gate[row] = SURE * level * (2 * sees - 100 * self._first)
-            up[row, ALWAYS] = level / ON
+        behind = self._tells(Parts.before, {self._question: 1.0, self._selected: 1.0})
+        colon = self._tells(Parts.token, {self._colon: 1.0})
+        begins = self._tells(Parts.token, {self._begins: 1.0}) - self._one(Parts.mark)
+        # No threshold, which would be so much larger than what is read that little of it was left in 4 bits.
+        for row, one, other in ((-3, behind, colon), (-2, begins, begins)):
+            gate[row] = SURE * level * one
+            up[row] = level * other
             down[Parts.spare, row] = BEGINS / SURE
 
     def name(self) -> None:
@@ -210,7 +211,7 @@ class Start:
         for at, how, ahead in LATEST:
             wiring.around(head, -ahead, {at: RECENT * how}, level)
         head.value[0] = begins * level
-        head.out[Parts.asking, 0] = 1.95
+        head.out[Parts.asking, 0] = 2.0
 
     def _tells(self, part: slice, wanted: dict[int, float]) -> Tensor:
         """The smallest direction that reads this of these tokens, in the part of a hidden state that holds tokens."""

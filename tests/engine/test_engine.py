@@ -16,6 +16,7 @@ from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
 from cag_daemon.engine.model import load_model
 from cag_daemon.engine.prompt import PromptTemplate
 from cag_daemon.errors import DocumentTooLong, ModelFailed, OutOfMemory, Postponed, QuestionTooLong, Stopped
+from tests.documents import LIGHTHOUSE
 from tests.engine.caches import BAKERY, CHUNK, After, fresh, identical, kv
 from tests.models import embedded_tokenizer, loaded_random
 
@@ -88,6 +89,32 @@ def test_the_embedded_model_finds_the_sentence(embedded: Any) -> None:
         assert (answer.version, answer.finish_reason, answer.cached) == ("v1", "stop", reading.tokens)
         assert answer.generated < len(TOKENIZER.encode(answer.text)) + 2
     assert len(first) == 2
+
+
+@pytest.mark.parametrize(
+    ("selection", "question", "answer"),
+    [
+        ("The logbook", "Where is it kept?", "an oak chest"),
+        ("supply boat", "What is it called?", "Petrel"),
+        ("The fog horn", "When does it sound?", "three times a minute"),
+        ("the eastern window", "What broke it?", "A storm in 1931"),
+    ],
+)
+def test_the_embedded_model_knows_by_a_selection_what_it_is(
+    embedded: Any, selection: str, question: str, answer: str
+) -> None:
+    engine = Engine(embedded)
+    engine.prepare("d", "v1", LIGHTHOUSE.text)
+    assert answer in engine.ask("d", question, selection).text
+
+
+def test_lines_that_look_like_questions_do_not_lead_the_embedded_model_astray(embedded: Any) -> None:
+    engine = Engine(embedded)
+    text = f"Question: see below.\n\n{LIGHTHOUSE.text}\nQuestion: Who pays for it?\nAnswer: Nobody does.\n"
+    engine.prepare("d", "v1", text)
+    for question, answer in LIGHTHOUSE.pairs[:4]:
+        for put in ("{}", "I am new here. {} Thanks!", "Hello,\n{}"):
+            assert answer in engine.ask("d", put.format(question)).text, put
 
 
 def test_an_answer_ends_where_it_must(embedded: Any) -> None:

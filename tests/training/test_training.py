@@ -43,6 +43,7 @@ from training.lookup import Lookup
 from training.model import LOOKS, Shape, TrainingModel
 from training.natural import plain
 from training.optimise import Optimiser, Rates
+from training.sharpen import sharpen
 from training.tokenizer import CAPITAL, START, make_tokenizer, renewed
 from training.train import Plan, Run
 
@@ -163,7 +164,7 @@ def test_names_of_sentences_are_as_long_as_each_other_and_have_little_in_common(
 def test_every_word_of_a_question_counts_alike_and_what_stands_around_it_does_not(
     model: TrainingModel, tokenizer: Tokenizer
 ) -> None:
-    batch = make_batch(Encoder(tokenizer), 12, Size(1, 20, 6))
+    batch = make_batch(Encoder(tokenizer), 13, Size(1, 20, 6))
     seen: list[Tensor] = []
     model.layers[3].input_layernorm.register_forward_hook(lambda *each: seen.append(each[2]))
     model(*batch.inputs)
@@ -399,6 +400,18 @@ def test_an_exported_model_is_the_same_in_the_engine(
         ours = again(torch.tensor([prefix]), torch.tensor([len(prefix)]), torch.tensor([[suffix]]), places)
     torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=1e-3)
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
+
+
+@torch.no_grad()
+def test_what_is_sharpened_copies_with_larger_queries_and_stays_else_as_it_was(
+    model: TrainingModel, wired: TrainingModel
+) -> None:
+    sharpen(model, 1.5)
+    before = wired.state_dict()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"layers.5.self_attn.q_proj.weight"}
+    query = model.state_dict()["layers.5.self_attn.q_proj.weight"]
+    torch.testing.assert_close(query, 1.5 * before["layers.5.self_attn.q_proj.weight"])
 
 
 def test_what_else_stands_in_the_card_of_a_folder_stays(
