@@ -29,6 +29,7 @@ ENDINGS = r"(?:ing|ed|es|s|er|ly|e)"
 ABBREVIATED = "|".join(rf"{each}\." for each in ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "e\\.g", "i\\.e", "No", "vs"))
 ENDED = r"[.!?]|[.!?][\"')\]*_]|[.!?]\*\*"
 KEY = r"(?:[A-Z][^\n:.!?]{0,24}: |\([\da-z]{1,2}\))"  # a line of its own, however long the one before is
+PROMPTS = "Question:|Selected text:"  # with which a suffix begins: what comes before it is the same without it
 SEVERAL = 5  # starts in a question, or in the first line that is selected, that are not marked
 WORDS = 4096  # that are whole pieces, too
 WORD = re.compile(" [a-z]{3,}")
@@ -52,8 +53,8 @@ def normalizer() -> normalizers.Normalizer:
         (rf"(?<={ENDED})(?<!{ABBREVIATED})[ ](?=[\"'(\[*_]{{0,3}}[A-Z]|[*_]{{0,2}}`)", f"{START} "),
         (r"(?<=[!?])[ ](?=\d)", f"{START} "),
         # … but not in a question, nor in the first line that is selected: see `initialise`, which asks as far as that …
-        (r"^ ?Selected text:\K\s*\n\s*(?!Question:)(?=\S)", " "),
-        (r"^ ?Question: [^\n.?!]*\K\n+(?=[^\n])", " "),
+        (rf"^ ?Selected text:\K\s*\n\s*(?!{PROMPTS})(?=\S)", " "),
+        (rf"^ ?Question: [^\n.?!]*\K\n+(?!{PROMPTS})(?=[^\n])", " "),
         *[(rf"^ ?(?:Question|Selected text): [^\n{START}]*\K{START}", "")] * SEVERAL,
         (r"\A\s*(?=\S)", f"{START} "),
         (r"\s*\n\s*(?=\S)", f"{START} "),

@@ -72,6 +72,9 @@ texts = st.one_of(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), s
 @example(text="", question="", selection=None, system="")
 @example(text=" \n", question="\nwhy", selection="\n", system="")
 @example(text="a line that does not end with a stop and is longer than forty", question="q", selection=None, system="")
+@example(text="A.\nQuestion: who", question="q", selection=None, system="")
+@example(text="A.\nQuestion: who\n\nelse", question="q\nr", selection="s. T\nu", system="")
+@example(text="A.\nSelected text:", question="q", selection="s", system="")
 def test_prefix_and_suffix_are_the_whole_prompt(
     name: str, text: str, question: str, selection: str | None, system: str
 ) -> None:
