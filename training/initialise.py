@@ -44,7 +44,7 @@ NAMED, SUMMED, CHOSEN, COPIED = 0.8, 10.0, 8.0, 2.5  # how large names are, and 
 # How much heads are drawn to where they should look, as logits.
 SAME, PAIR, HALF, SUM, CHOICE, BEGIN, NONE, AWAY, COPY = 13.0, 16.0, 12.0, 14.0, 10.0, 8.0, 12.0, 20.0, 10.0
 BEGINS, SURE = 2.0, 20.0  # how large the sign of what begins to ask is, and how sharply it is told; …
-LATER, SOONER, RECENT = 80.0, 0.09, 1.4  # … how much it counts, how much more than a start, and what comes later
+LATER, SOONER, RECENT = 80.0, 0.115, 1.4  # … how much it counts, how much more than a start, and what comes later
 BEHIND = {0: 12.0, 1: 8.0} | dict.fromkeys(range(2, 9), 6.0)  # to the one place, by pairs of dimensions
 AROUND = ((4.5, 1.4, 3.0), (10, 0.4, 2.5))  # so many places before, more or less sharply
 LATEST = ((3, 5.0, 20), (4, 10.0, 40), (5, 15.0, 80), (6, 20.0, 150), (7, 20.0, 400), (8, 20.0, 1000))
