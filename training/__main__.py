@@ -94,7 +94,12 @@ def _options() -> argparse.Namespace:
         default=0.1,
         help="how much it counts which sentence is chosen (default: 0.1)",
     )
-    add("--sharper", type=float, default=1.25, help="how much more sharply to copy at the end (default: 1.25)")
+    add(
+        "--sharper",
+        type=float,
+        default=1.25,
+        help="how much more sharply to copy at the end; 1 leaves it as it is (default: 1.25)",
+    )
     return reader.parse_args()
 
 

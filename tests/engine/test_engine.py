@@ -14,6 +14,7 @@ from cag_daemon.engine.answer_text import AnswerText
 from cag_daemon.engine.engine import Engine
 from cag_daemon.engine.kv_cache import InPlaceCache, bytes_per_token
 from cag_daemon.engine.model import load_model
+from cag_daemon.engine.plan import Wanted
 from cag_daemon.engine.prompt import PromptTemplate
 from cag_daemon.errors import DocumentTooLong, ModelFailed, OutOfMemory, Postponed, QuestionTooLong, Stopped
 from tests.documents import LIGHTHOUSE
@@ -106,6 +107,14 @@ def test_the_embedded_model_knows_by_a_selection_what_it_is(
     engine = Engine(embedded)
     engine.prepare("d", "v1", LIGHTHOUSE.text)
     assert answer in engine.ask("d", question, selection).text
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_the_embedded_model_answers_with_fewer_bits_as_with_all(quantization: Any) -> None:
+    engine = Engine(load_model(Wanted("embedded", quantization=quantization)))
+    engine.prepare("d", "v1", LIGHTHOUSE.text)
+    for question, answer in LIGHTHOUSE.pairs:
+        assert answer in engine.ask("d", question).text
 
 
 def test_lines_that_look_like_questions_do_not_lead_the_embedded_model_astray(embedded: Any) -> None:

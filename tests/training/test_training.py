@@ -510,6 +510,12 @@ def test_sentences_start_with_code_and_emphasis_too_and_keys_and_clauses_on_line
         assert start.replace(CAPITAL, "").lower().split() == part.lower().split()
 
 
+def test_what_is_shipped_is_cut_and_joined_as_training_cuts_and_joins() -> None:
+    shipped = export.load(export.SHIPPED)[1]
+    before = shipped.to_str()
+    assert renewed(shipped).to_str() == before
+
+
 def test_a_tokenizer_is_learned_from_texts() -> None:
     made = make_tokenizer((example(seed, 12, 6).text for seed in range(30)), 700)
     assert made.get_vocab_size() == 700
